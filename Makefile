@@ -1,0 +1,38 @@
+# make demo: set everything up, train, evaluate and draw on the embedded dataset.
+# make test: set everything up, run the test suite.
+# Both share one environment in .venv; it is made once and again only if its description changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO_CONFIG := configs/shapes/uper_r18_contrast.yaml
+
+.PHONY: install demo test lint clean
+
+install: $(READY)
+
+$(READY): setup.py tools/install_detectron2.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "make: $(PYTHON) is older than Python 3.10: name a newer one, e.g. make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+		{ echo "make: $(PYTHON) cannot create environments: install its venv package, e.g. apt install python3-venv" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "setuptools<81" torch==2.14.1 torchvision==0.29.1
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python tools/install_detectron2.py --from pypi
+	@$(BIN)/python -c 'import cv2' || \
+		{ echo "make: OpenCV lacks system libraries: apt install libgl1 libglib2.0-0" >&2; exit 1; }
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python train_net.py --config-file $(DEMO_CONFIG)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""Speed and memory of the contrastive core, side by side with other implementations; run with python -m."""

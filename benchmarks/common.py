@@ -1,0 +1,52 @@
+"""What the benchmarks share: interleaved timing, peak memory, and Markdown."""
+
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+
+def machine() -> str:
+    """One line on processor, threads, load and versions."""
+    model = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    return (
+        f"{model.group(1) if model else platform.processor()}, {torch.get_num_threads()} threads, "
+        f"load average {os.getloadavg()[0]:.1f} at the start; Python {platform.python_version()}, "
+        f"torch {torch.__version__}"
+    )
+
+
+def time_side_by_side(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each function. Rounds are interleaved, so that other load on the machine meets all alike."""
+    for function in functions.values():
+        function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory that this process has had, MB (10^6 bytes)."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status).group(1)) * 1024 / 1e6
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table; floats get three significant digits."""
+
+    def text(cell: object) -> str:
+        if isinstance(cell, float):
+            return f"{cell:.0f}" if abs(cell) >= 100 else f"{cell:.3g}"
+        return f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+    lines = [header, ["---"] * len(header), *([text(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,185 @@
+"""Time and memory of supervised_info_nce, forward plus backward, beside other forms of the loss.
+
+    python -m benchmarks.info_nce [--anchors 10000] [--sizes 1000 2000 ...] [--plot growth.png]
+
+The unit is the time of four A x A x d matrix products into memory that is already there: scores, scores again for the
+backward pass, and two gradients, which any tiled form without symmetry needs. SupConLoss of pytorch-metric-learning
+has another denominator: only its time and memory compare.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.common import machine, markdown, peak_memory_mb, time_side_by_side
+from d2_contrast.contrast import supervised_info_nce
+
+TAU = 0.1
+
+
+def textbook(za: Tensor, ya: Tensor, zb: Tensor | None = None, yb: Tensor | None = None) -> Tensor:
+    """The loss as it is commonly written, with A x B matrices."""
+    within = zb is None
+    if within:
+        zb, yb = za, ya
+    scores = za @ zb.t() / TAU
+    same = ya[:, None] == yb[None, :]
+    log_n = scores.masked_fill(same, torch.finfo(scores.dtype).min).logsumexp(1, keepdim=True)
+    positive = same & ~torch.eye(len(ya), dtype=torch.bool) if within else same
+    terms = F.softplus(log_n - scores) * positive
+    return (terms.sum(1) / positive.sum(1).clamp(min=1)).mean()
+
+
+def supcon(za: Tensor, ya: Tensor) -> Tensor:
+    from pytorch_metric_learning.losses import SupConLoss
+
+    return SupConLoss(temperature=TAU)(za, ya)
+
+
+def ours(*sets: Tensor) -> Tensor:
+    return supervised_info_nce(*sets, temperature=TAU)
+
+
+LOSSES: dict[str, tuple[Callable[..., Tensor], bool]] = {
+    # name: loss, whether it contrasts two sets
+    "within a set: d2_contrast": (ours, False),
+    "within a set: textbook": (textbook, False),
+    "within a set: SupConLoss": (supcon, False),
+    "across sets: d2_contrast": (ours, True),
+    "across sets: textbook": (textbook, True),
+}
+
+
+def make_sets(anchors: int, dim: int, classes: int, across: bool) -> list[Tensor]:
+    """One or two sets of unit vectors with gradients, and their sorted labels."""
+    torch.manual_seed(0)
+    labels = torch.arange(anchors) * classes // anchors
+    vectors = [F.normalize(torch.randn(anchors, dim), dim=1).requires_grad_() for _ in range(1 + across)]
+    return [x for z in vectors for x in (z, labels)]
+
+
+def step(name: str, anchors: int, dim: int, classes: int) -> Callable[[], None]:
+    """A function that runs a loss forward and backward."""
+    loss, across = LOSSES[name]
+    sets = make_sets(anchors, dim, classes, across)
+
+    def run() -> None:
+        for z in sets[::2]:
+            z.grad = None
+        loss(*sets).backward()
+
+    return run
+
+
+def matrix_products(anchors: int, dim: int) -> Callable[[], None]:
+    """A function that runs the four products of the unit."""
+    z, scores, grad = torch.randn(anchors, dim), torch.empty(anchors, anchors), torch.empty(anchors, dim)
+
+    def run() -> None:
+        torch.mm(z, z.t(), out=scores)
+        torch.mm(z, z.t(), out=scores)
+        torch.mm(scores, z, out=grad)
+        torch.mm(scores.t(), z, out=grad)
+
+    return run
+
+
+def measure_memory(name: str, anchors: int, dim: int, classes: int) -> float:
+    """Peak memory of one step beyond inputs and gradients, MB, in this fresh process."""
+    step(name, 500, dim, classes)()  # loads libraries and starts threads
+    run = step(name, anchors, dim, classes)
+    before = peak_memory_mb()
+    run()
+    gradients = (1 + LOSSES[name][1]) * anchors * dim * 4 / 1e6
+    return peak_memory_mb() - before - gradients
+
+
+def memory_in_subprocess(name: str, anchors: int, args: argparse.Namespace) -> float:
+    command = [sys.executable, "-m", "benchmarks.info_nce", "--measure", name, "--anchors", str(anchors)]
+    command += ["--dim", str(args.dim), "--classes", str(args.classes)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def compare(args: argparse.Namespace) -> str:
+    """All forms at one size."""
+    size = (args.anchors, args.dim, args.classes)
+    functions = {"unit: 4 matrix products": matrix_products(args.anchors, args.dim)}
+    functions |= {name: step(name, *size) for name in LOSSES}
+    seconds = time_side_by_side(functions, args.repeats)
+    unit = seconds["unit: 4 matrix products"]
+    rows = []
+    for name in functions:
+        own = f"{name.split(':')[0]}: d2_contrast"
+        memory = memory_in_subprocess(name, args.anchors, args) if name in LOSSES else "-"
+        ratio = seconds[name] / seconds[own] if own in seconds else "-"
+        rows.append([name, seconds[name], seconds[name] / unit, ratio, memory])
+    header = ["", "seconds", "units", "times the time of d2_contrast", "MB beyond inputs and gradients"]
+    return markdown(header, rows)
+
+
+def growth(args: argparse.Namespace) -> tuple[str, dict[str, list[tuple[int, float, float]]]]:
+    """Time and memory over the number of anchors; the A x A forms stop at --anchors."""
+    points: dict[str, list[tuple[int, float, float]]] = {name: [] for name in LOSSES}
+    for anchors in args.sizes:
+        names = [n for n in LOSSES if "d2_contrast" in n or anchors <= args.anchors]
+        repeats = args.repeats if anchors <= args.anchors else 1
+        seconds = time_side_by_side({n: step(n, anchors, args.dim, args.classes) for n in names}, repeats)
+        for name in names:
+            points[name].append((anchors, seconds[name], memory_in_subprocess(name, anchors, args)))
+    rows = []
+    for i, anchors in enumerate(args.sizes):
+        cells = [points[name][i][1:] if i < len(points[name]) else ("-", "-") for name in LOSSES]
+        rows.append([anchors, *(cell for pair in cells for cell in pair)])
+    header = ["anchors", *(f"{name}, {quantity}" for name in LOSSES for quantity in ("s", "MB"))]
+    return markdown(header, rows), points
+
+
+def plot(points: dict[str, list[tuple[int, float, float]]], path: str) -> None:
+    """Log-log picture of time and memory over the number of anchors."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
+    for axis, column, label in zip(axes, (1, 2), ("seconds, forward + backward", "MB beyond inputs and gradients")):
+        for name, values in points.items():
+            style = "--" if name.startswith("across") else "-"
+            axis.loglog([v[0] for v in values], [max(v[column], 0.1) for v in values], f"o{style}", label=name)
+        axis.set_xlabel("anchors")
+        axis.set_ylabel(label)
+        axis.grid(True, which="both", alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--anchors", type=int, default=10000, help="size of the comparison")
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--classes", type=int, default=19)
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds; the median counts")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[1000, 2000, 5000, 10000, 20000, 50000, 100000])
+    parser.add_argument("--plot", metavar="PNG", help="also draw time and memory over the number of anchors")
+    parser.add_argument("--measure", choices=list(LOSSES), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(measure_memory(args.measure, args.anchors, args.dim, args.classes))
+        return
+    print(f"{machine()}\n\nA = {args.anchors:,}, d = {args.dim}, {args.classes} classes, float32:\n", flush=True)
+    print(compare(args), flush=True)
+    if args.sizes:
+        table, points = growth(args)
+        print(f"\nGrowth with the number of anchors:\n\n{table}", flush=True)
+        if args.plot:
+            plot(points, args.plot)
+
+
+if __name__ == "__main__":
+    main()

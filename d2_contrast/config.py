@@ -1,0 +1,265 @@
+"""Every config key that this project adds to Detectron2's, with its meaning, unit and default."""
+
+import difflib
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
+
+
+def default_config() -> CN:
+    """Return the complete default config: Detectron2's keys, its DeepLab project's and ours."""
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    add_contrast_config(cfg)
+    return cfg
+
+
+def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
+    """Read a config file over the defaults.
+
+    Args:
+        config_file: a yaml file; its ``_BASE_`` files are read first. "" for the defaults alone.
+        overrides: keys and values in turn, as on a command line.
+
+    Raises:
+        KeyError: a key does not exist; the message names it, where it stands and which keys are like it.
+        ValueError: a value has the wrong type, or a key on the command line has no value.
+    """
+    cfg = default_config()
+    where = config_file
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file)
+        where = "command line"
+        cfg.merge_from_list(list(overrides))
+    except (KeyError, AssertionError) as error:  # yacs raises either, file or command line
+        message = str(error.args[0])
+        if not message.startswith("Non-existent"):
+            raise ValueError(f"{where}: {message}") from error
+        similar = difflib.get_close_matches(message.split()[-1], _keys(cfg), cutoff=0.7)
+        hint = f"; similar keys: {', '.join(similar)}" if similar else ""
+        raise KeyError(f"{where}: {message}{hint}") from None
+    return cfg
+
+
+def _keys(cfg: CN, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in cfg.items():
+        keys += _keys(value, f"{prefix}{key}.") if isinstance(value, CN) else [prefix + key]
+    return keys
+
+
+def add_contrast_config(cfg: CN) -> None:
+    """Add this project's keys to ``cfg``, which holds Detectron2's and its DeepLab project's (add_deeplab_config)."""
+    _add_contrast(cfg)
+    _add_backbones(cfg)
+    _add_heads(cfg)
+    _add_input(cfg)
+    _add_solver(cfg)
+    _add_test(cfg)
+    _add_visualize(cfg)
+
+
+def _add_contrast(cfg: CN) -> None:
+    """MODEL.CONTRAST: the multi-scale and cross-scale losses (Eq. 3 and 4 of the paper)."""
+    cfg.MODEL.CONTRAST = CN()
+    # Off: the network is trained with its pixel losses alone.
+    cfg.MODEL.CONTRAST.ENABLED = False
+    # Names of the feature maps to contrast, among those that the backbone gives.
+    cfg.MODEL.CONTRAST.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    # w_s of Eq. 3, one for each of IN_FEATURES. The paper: 1, 0.7, 0.4, 0.1 for strides 4, 8, 16, 32.
+    cfg.MODEL.CONTRAST.SCALE_WEIGHTS = [1.0, 0.7, 0.4, 0.1]
+    # Pairs of IN_FEATURES for Eq. 4; anchors come from the first of a pair. [] turns the cross-scale loss off.
+    cfg.MODEL.CONTRAST.CROSS_SCALE_PAIRS = [["res2", "res5"], ["res2", "res4"]]
+    # w_ss' of Eq. 4, one for each of CROSS_SCALE_PAIRS.
+    cfg.MODEL.CONTRAST.CROSS_SCALE_WEIGHTS = [1.0, 1.0]
+    # Weights of the two sums in the total loss (lambda). 0.1 goes with backbones pretrained on ImageNet.
+    cfg.MODEL.CONTRAST.LOSS_WEIGHT_MULTI_SCALE = 0.1
+    cfg.MODEL.CONTRAST.LOSS_WEIGHT_CROSS_SCALE = 0.1
+    # Both weights grow linearly from 0 over this many iterations; 0: they are constant.
+    cfg.MODEL.CONTRAST.WARMUP_ITERS = 0
+    cfg.MODEL.CONTRAST.TEMPERATURE = 0.1
+    # How anchors are drawn: "class" (the paper: equally many for each class in the batch) or "image_class" (the
+    # authors' code: equally many for each class of each image).
+    cfg.MODEL.CONTRAST.SAMPLER = "class"
+    # Upper bound on the number of anchors of a scale, per process.
+    cfg.MODEL.CONTRAST.MAX_ANCHORS = 10000
+    # Upper bound on the anchors of one unit (class, or class in an image) of a scale.
+    cfg.MODEL.CONTRAST.MAX_PER_CLASS = 2500
+    # A unit with fewer positions than this at a scale gives no anchors there.
+    cfg.MODEL.CONTRAST.MIN_PER_CLASS = 5
+    # Share anchors among all processes, so that the loss sees the whole batch.
+    cfg.MODEL.CONTRAST.GATHER = False
+    # The projector of each scale: hidden layers (Conv1x1-ReLU-norm, width kept; paper 2, authors' code 1), then a
+    # linear map to EMBEDDING_DIM.
+    cfg.MODEL.CONTRAST.PROJECTOR_LAYERS = 2
+    cfg.MODEL.CONTRAST.EMBEDDING_DIM = 256
+    cfg.MODEL.CONTRAST.NORM = "BN"
+    # Numbers of anchors and mean similarities of each scale are logged every so many iterations; 0: never.
+    cfg.MODEL.CONTRAST.LOG_PERIOD = 20
+
+
+def _add_backbones(cfg: CN) -> None:
+    # MODEL.WEIGHTS names a file: a checkpoint of a whole model, or the weights of a backbone from elsewhere (Swin,
+    # HRNet, torchvision, timm, Detectron2). Files that can run code when they are read (.pkl, checkpoints that hold
+    # more than tensors) are refused unless this is True.
+    cfg.MODEL.WEIGHTS_ALLOW_PICKLE = False
+    # Start from weights that timm downloads, by MODEL.TIMM.NAME or MODEL.SWIN.PRETRAINED_NAME, unless MODEL.WEIGHTS
+    # names others.
+    cfg.MODEL.BACKBONE.PRETRAINED = False
+    # Normalisation of backbones that come with batch norm: "BN", "SyncBN" or "FrozenBN".
+    cfg.MODEL.BACKBONE.NORM = "BN"
+
+    # MODEL.TIMM, for MODEL.BACKBONE.NAME "TimmBackbone" and "HRNet".
+    cfg.MODEL.TIMM = CN()
+    # Any model that timm can build with features_only=True; its last four feature maps become res2 ... res5. "name.tag"
+    # chooses among its weights. For HRNet one of timm's HRNets, whose branches they are.
+    cfg.MODEL.TIMM.NAME = "resnet18"
+    # Stride of the coarsest feature map: 32, or 16 or 8 for models that timm can dilate.
+    cfg.MODEL.TIMM.OUTPUT_STRIDE = 32
+    # Probability of skipping a residual branch in training (stochastic depth), at the deepest block.
+    cfg.MODEL.TIMM.DROP_PATH = 0.0
+
+    # MODEL.SWIN, for MODEL.BACKBONE.NAME "Swin": Swin-T by default.
+    cfg.MODEL.SWIN = CN()
+    # Channels of the first stage; blocks and attention heads of the four stages; side of the windows in tokens.
+    cfg.MODEL.SWIN.EMBED_DIM = 96
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    # Probability of skipping a residual branch in training (stochastic depth), at the deepest block.
+    cfg.MODEL.SWIN.DROP_PATH = 0.3
+    # Recompute blocks in the backward pass instead of keeping their activations: less memory, more time.
+    cfg.MODEL.SWIN.CHECKPOINTING = False
+    # The timm model of equal structure whose weights MODEL.BACKBONE.PRETRAINED downloads.
+    cfg.MODEL.SWIN.PRETRAINED_NAME = "swin_tiny_patch4_window7_224.ms_in1k"
+
+    # MODEL.UPER, for MODEL.BACKBONE.NAME "UPerFPN": the pyramid of UPerNet over any backbone, giving p2 ... p5.
+    cfg.MODEL.UPER = CN()
+    # Name of the backbone below the pyramid, in Detectron2's registry of backbones.
+    cfg.MODEL.UPER.BOTTOM_UP = "TimmBackbone"
+    # Feature maps of that backbone, fine to coarse.
+    cfg.MODEL.UPER.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.UPER.OUT_CHANNELS = 512
+    # Side lengths in bins of the pooled maps of the pyramid pooling module.
+    cfg.MODEL.UPER.POOL_SCALES = [1, 2, 3, 6]
+    cfg.MODEL.UPER.NORM = "BN"
+
+
+def _add_heads(cfg: CN) -> None:
+    # Dropout probability before the last layer, for the heads of this project.
+    cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
+
+    # MODEL.OCR, for MODEL.SEM_SEG_HEAD.NAME "OCRHead", of which CONVS_DIM and DROPOUT count, too.
+    cfg.MODEL.OCR = CN()
+    # Width in which pixels and object regions are compared.
+    cfg.MODEL.OCR.KEY_CHANNELS = 256
+    # The first prediction: feature maps ([]: those of the head), width and kernel of its hidden layer, loss weight.
+    cfg.MODEL.OCR.AUX_IN_FEATURES = []
+    cfg.MODEL.OCR.AUX_CHANNELS = 720
+    cfg.MODEL.OCR.AUX_KERNEL_SIZE = 1
+    cfg.MODEL.OCR.AUX_LOSS_WEIGHT = 0.4
+
+    # MODEL.PIXEL_LOSS: the loss of this project's heads, by its name in PIXEL_LOSS_REGISTRY: "CrossEntropy", "OHEM",
+    # "LovaszSoftmax" or "RMI".
+    cfg.MODEL.PIXEL_LOSS = CN()
+    cfg.MODEL.PIXEL_LOSS.NAME = "CrossEntropy"
+    # The loss of auxiliary predictions; "": the same.
+    cfg.MODEL.PIXEL_LOSS.AUX_NAME = ""
+    # CrossEntropy and OHEM: one weight per class, or [] for equal weights.
+    cfg.MODEL.PIXEL_LOSS.CLASS_WEIGHTS = []
+    # OHEM counts the pixels whose class has a lower probability than this, and at least so many in all, per process.
+    cfg.MODEL.PIXEL_LOSS.OHEM_THRESHOLD = 0.9
+    cfg.MODEL.PIXEL_LOSS.OHEM_MIN_KEPT = 131072
+    # RMI: weight of the mutual information beside the cross entropy, which has the rest of 1; factor by which maps are
+    # pooled first; side of a region in pooled pixels.
+    cfg.MODEL.PIXEL_LOSS.RMI_WEIGHT = 0.5
+    cfg.MODEL.PIXEL_LOSS.RMI_STRIDE = 4
+    cfg.MODEL.PIXEL_LOSS.RMI_RADIUS = 3
+
+    # MODEL.AUX_HEAD: a second head on one feature map, in training only.
+    cfg.MODEL.AUX_HEAD = CN()
+    # Its name in Detectron2's registry of semantic segmentation heads ("FCNHead"), or "" for none.
+    cfg.MODEL.AUX_HEAD.NAME = ""
+    cfg.MODEL.AUX_HEAD.IN_FEATURES = ["res4"]
+    cfg.MODEL.AUX_HEAD.CONVS_DIM = 256
+    cfg.MODEL.AUX_HEAD.DROPOUT = 0.1
+    cfg.MODEL.AUX_HEAD.NORM = "BN"
+    cfg.MODEL.AUX_HEAD.LOSS_WEIGHT = 0.4
+
+
+def _add_input(cfg: CN) -> None:
+    # Side lengths of Detectron2 (MIN_SIZE_*, MAX_SIZE_*): shorter side in pixels before the random scale, or at test
+    # time; 0 keeps the size that the image has on disk.
+    cfg.INPUT.MIN_SIZE_TRAIN = (0,)
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    # The image is scaled by a factor that is uniform between these two; 1 is the size on disk, or MIN_SIZE_TRAIN.
+    cfg.INPUT.SCALE_RANGE = [1.0, 1.0]
+    # Width over height changes by a factor that is uniform between these two.
+    cfg.INPUT.ASPECT_RANGE = [1.0, 1.0]
+    # CROP.ENABLED, CROP.SIZE and CROP.SINGLE_CATEGORY_MAX_AREA are Detectron2's and DeepLab's: a crop of SIZE
+    # (height, width in pixels), padded where the image is smaller, in which no class takes more than that share.
+    cfg.INPUT.CROP.TYPE = "absolute"
+    cfg.INPUT.CROP.SIZE = [512, 512]
+    # Factors of brightness, contrast and saturation are uniform between two numbers, 1 changes nothing; HUE is the
+    # largest turn, as a fraction of the colour circle.
+    cfg.INPUT.COLOR_JITTER = CN()
+    cfg.INPUT.COLOR_JITTER.ENABLED = False
+    cfg.INPUT.COLOR_JITTER.BRIGHTNESS = [0.6667, 1.5]
+    cfg.INPUT.COLOR_JITTER.CONTRAST = [0.6667, 1.5]
+    cfg.INPUT.COLOR_JITTER.SATURATION = [0.6667, 1.5]
+    cfg.INPUT.COLOR_JITTER.HUE = 0.05
+    # Gaussian blur with this probability; its standard deviation is an integer from RADIUS, both ends included.
+    cfg.INPUT.BLUR = CN()
+    cfg.INPUT.BLUR.PROB = 0.0
+    cfg.INPUT.BLUR.RADIUS = [3, 6]
+
+    # Datasets that are folders of images and label maps: a list of dicts, see d2_contrast/data/datasets/folders.py.
+    cfg.DATASETS.FOLDERS = []
+    # Batches need no grouping by shape: crops are of one size, and whole images are padded.
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    # DATALOADER.SAMPLER_TRAIN "RepeatFactorTrainingSampler" repeats images with classes that are in a smaller share of
+    # the images than REPEAT_THRESHOLD; it goes by the label maps.
+
+
+def _add_solver(cfg: CN) -> None:
+    # "SGD" or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Factor on the learning rate of all that is not the backbone (to which a pyramid belongs).
+    cfg.SOLVER.HEAD_LR_FACTOR = 1.0
+    # Batches of IMS_PER_BATCH images for one step of the optimizer, which is what MAX_ITER and all periods count.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # For AMP.ENABLED: "float16" (with loss scaling) or "bfloat16".
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Exponential moving average of the weights: evaluated in place of the weights, and saved beside them.
+    cfg.SOLVER.EMA = CN()
+    cfg.SOLVER.EMA.ENABLED = False
+    # Share of the old average that a step keeps.
+    cfg.SOLVER.EMA.DECAY = 0.999
+    # Parameters of these names get no weight decay, wherever they are. Norms and biases have keys of Detectron2's own:
+    # WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS.
+    cfg.SOLVER.NO_DECAY_NAMES = ["relative_position_bias_table", "absolute_pos_embed"]
+
+
+def _add_test(cfg: CN) -> None:
+    """TEST: several views of an image at test time; see d2_contrast.evaluation.MultiViewInference."""
+    # Predict windows of SIZE every STRIDE (height, width in pixels of the scaled image); their logits are averaged
+    # where they overlap.
+    cfg.TEST.SLIDING_WINDOW = CN()
+    cfg.TEST.SLIDING_WINDOW.ENABLED = False
+    cfg.TEST.SLIDING_WINDOW.SIZE = [512, 512]
+    cfg.TEST.SLIDING_WINDOW.STRIDE = [341, 341]
+    # TEST.AUG.ENABLED and FLIP are Detectron2's: average probabilities over SCALES, factors on the test size, and
+    # their mirror images. Its MIN_SIZES and MAX_SIZE are not used.
+    cfg.TEST.AUG.SCALES = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+
+
+def _add_visualize(cfg: CN) -> None:
+    """VISUALIZE: the pictures that a run leaves in OUTPUT_DIR."""
+    cfg.VISUALIZE = CN()
+    # Images of the first test dataset in predictions.png; 0: no such picture.
+    cfg.VISUALIZE.NUM_IMAGES = 6
+    # Largest number of positions of each scale in tsne.png; 0: no such picture.
+    cfg.VISUALIZE.TSNE_POINTS = 800

@@ -1,0 +1,50 @@
+"""Anchors shared across the processes of a data-parallel training."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["gather_rows", "world"]
+
+
+def world() -> tuple[int, int]:
+    """Rank of this process and number of processes; (0, 1) if torch.distributed is not in use."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
+    """Concatenate rows over all processes, in the order of ranks, with gradients.
+
+    The gradient assumes that every process goes on to compute the same value from the gathered rows, and that
+    gradients of parameters are then averaged over processes, as DistributedDataParallel does. Each process therefore
+    passes on its own part of the gradient times the number of processes; nothing is communicated in the backward pass.
+
+    Args:
+        rows: (counts[rank], ...).
+        counts: number of rows of each process.
+
+    Returns:
+        (sum of counts, ...).
+    """
+    return _GatherRows.apply(rows, counts)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, counts):
+        rank, ctx.world_size = world()
+        ctx.own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+        if ctx.world_size == 1:
+            return rows.clone()
+        most = max(counts)  # the backends gather equal shapes only
+        padded = F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, most - len(rows))).contiguous()
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts)])
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad[ctx.own] * ctx.world_size, None

@@ -1,0 +1,36 @@
+"""The projection f_proj of a feature map into the space of the contrastive loss."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+__all__ = ["Projector"]
+
+
+class Projector(nn.Sequential):
+    """hidden_layers x [1x1 convolution, ReLU, norm], then a 1x1 convolution; (N, C, h, w) to (N, D, h, w).
+
+    The paper uses two hidden layers, the released code one. The first keeps the width of the feature map, further ones
+    have the width of the output. Embeddings are not normalised here: only those that are sampled need it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        hidden_layers: int = 2,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ):
+        """
+        Args:
+            in_channels: C of the feature map.
+            out_channels: D of the embeddings.
+            hidden_layers: number of [convolution, ReLU, norm] layers.
+            norm: makes a normalisation layer, given its number of channels.
+        """
+        layers, width = [], in_channels
+        for i in range(hidden_layers):
+            hidden = in_channels if i == 0 else out_channels
+            layers += [nn.Conv2d(width, hidden, 1, bias=False), nn.ReLU(inplace=True), norm(hidden)]
+            width = hidden
+        super().__init__(*layers, nn.Conv2d(width, out_channels, 1))

@@ -1,0 +1,25 @@
+"""Datasets, mappers and samplers. Importing this package registers the datasets."""
+
+import cv2
+
+from . import datasets
+from .build import build_test_loader, build_train_loader
+from .datasets.folders import register_folders
+from .labels import read_image, read_label
+from .mapper import SemSegMapper
+from .sampling import count_label_pixels, repeat_factor_sampler
+
+# Loader workers are the threads here: OpenCV's own would compete with them, and can hang in forked processes.
+cv2.setNumThreads(0)
+
+__all__ = [
+    "SemSegMapper",
+    "build_test_loader",
+    "build_train_loader",
+    "count_label_pixels",
+    "datasets",
+    "read_image",
+    "read_label",
+    "register_folders",
+    "repeat_factor_sampler",
+]

@@ -1,0 +1,211 @@
+"""Reading images and label maps from disk, and turning a dataset's own label ids into train ids.
+
+A dataset says in its metadata how its label files are encoded:
+
+- ``stuff_classes``: class names, train ids are their indices;
+- ``ignore_label``: the train id that is left out of losses and metrics (255 if not given);
+- ``label_encodings``: ``{name: {value in the file: train id}}``, every value that may occur, most likely
+  encoding first. Without it, files hold train ids and the ignore label themselves;
+- ``label_encoding``: the one that the files on disk have. It is set when the dataset is loaded, because it
+  depends on the copy that the user has (see :func:`detect_label_encoding`).
+"""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+
+import cv2
+import numpy as np
+from detectron2.data import Metadata
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps
+from scipy.io import loadmat
+
+Encoding = Mapping[int, int]
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
+    """Read an image, upright by its EXIF orientation.
+
+    Args:
+        file_name: path of the image.
+        format: "RGB", "BGR", or another format of Detectron2's ``INPUT.FORMAT``.
+
+    Returns:
+        (H, W, C) array, uint8 for RGB and BGR.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: the file is truncated or no image.
+    """
+    data = _read_bytes(file_name, "image")
+    whole_png = data.startswith(PNG_SIGNATURE) and data[-8:-4] == b"IEND"
+    if whole_png and format in ("RGB", "BGR"):
+        # A third faster than Pillow; gives None if anything is wrong, and Pillow then says what.
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if image is not None:
+            return image if format == "BGR" else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    image = ImageOps.exif_transpose(_decode(data, file_name, "image"))
+    return convert_PIL_to_numpy(image, format)
+
+
+def read_label(file_name: str, metadata: Metadata) -> np.ndarray:
+    """Read a label map as train ids.
+
+    Args:
+        file_name: path of a single-channel image (8 or 16 bit, or with a palette) that holds class ids, or of a
+            MATLAB file that holds them as ``LabelMap``.
+        metadata: metadata of the dataset, see the top of this module.
+
+    Returns:
+        (H, W) uint8 array of train ids and ``metadata.ignore_label``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: the file is truncated or no image.
+        ValueError: the file has several channels, or a value that its encoding does not have.
+    """
+    return _to_train_ids(read_raw_label(file_name), file_name, metadata)
+
+
+def read_raw_label(file_name: str) -> np.ndarray:
+    """Read a label map with the values that the file holds.
+
+    Returns:
+        (H, W) array of an integer type.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: as :func:`read_label`.
+    """
+    data = _read_bytes(file_name, "label map")
+    if file_name.endswith(".mat"):
+        return _decode_matlab(data, file_name)
+    image = _decode(data, file_name, "label map")
+    if image.mode == "1":
+        image = image.convert("L").point(lambda v: v // 255)
+    # Not converted: a palette must stay indices, and 16 bits must stay 16 bits.
+    label = np.asarray(image)
+    if label.ndim != 2 or not np.issubdtype(label.dtype, np.integer):
+        raise ValueError(f"{file_name}: a label map has one channel of class ids, but this is a {image.mode} image")
+    return label
+
+
+def detect_label_encoding(file_names: Sequence[str], encodings: Mapping[str, Encoding], max_files: int = 64) -> str:
+    """Find out which encoding label files have, from the values in some of them.
+
+    Encodings are told apart by the values that they do not have (labels that start at 1 have no 255, for
+    example). Where several fit, the one listed first is taken.
+
+    Args:
+        file_names: label files of a dataset; at most ``max_files`` of them, evenly spread, are read.
+        encodings: see ``label_encodings`` at the top of this module.
+
+    Returns:
+        The name of the encoding.
+
+    Raises:
+        ValueError: no encoding has all the values found.
+    """
+    if len(encodings) == 1:
+        return next(iter(encodings))
+    picks = np.linspace(0, len(file_names) - 1, min(max_files, len(file_names))).round().astype(int)
+    found_in: dict[int, str] = {}
+    for file_name in (file_names[i] for i in picks):
+        raw = read_raw_label(file_name)
+        values = np.flatnonzero(np.bincount(raw.ravel())) if raw.dtype == np.uint8 else np.unique(raw)
+        for value in values.tolist():
+            found_in.setdefault(value, file_name)
+        fitting = [name for name, table in encodings.items() if found_in.keys() <= table.keys()]
+        if not fitting:
+            wanted = "; ".join(f"{name} has {_ranges(t)}" for name, t in encodings.items())
+            odd = max(found_in, key=lambda v: sum(v not in t for t in encodings.values()))
+            raise ValueError(
+                f"{file_name}: with this file the labels fit no known encoding ({wanted}); "
+                f"values found so far: {_ranges(found_in)}, value {odd} first in {found_in[odd]}"
+            )
+        if len(fitting) == 1:
+            break
+    return fitting[0]
+
+
+def label_table(metadata: Metadata) -> Encoding:
+    """The mapping ``{value in the file: train id}`` of a dataset, see the top of this module.
+
+    Raises:
+        ValueError: the dataset has several encodings and was not loaded yet.
+    """
+    encodings = metadata.get("label_encodings")
+    if encodings is None:
+        ignore = metadata.get("ignore_label", 255)
+        return {**{i: i for i in range(len(metadata.stuff_classes))}, ignore: ignore}
+    if len(encodings) == 1:
+        return next(iter(encodings.values()))
+    name = metadata.get("label_encoding")
+    if name is None:
+        raise ValueError(
+            f"the label encoding of dataset {metadata.name!r} is found when it is loaded: call "
+            f"DatasetCatalog.get({metadata.name!r}) before reading its labels"
+        )
+    return encodings[name]
+
+
+def _to_train_ids(raw: np.ndarray, file_name: str, metadata: Metadata) -> np.ndarray:
+    table = label_table(metadata)
+    used = set(table.values())
+    invalid = next(v for v in range(255, -1, -1) if v not in used)
+    size = max(256, max(table) + 2)
+    lookup = np.full(size, invalid, dtype=np.uint8)
+    lookup[list(table)] = list(table.values())
+    if raw.dtype == np.uint8:
+        label = cv2.LUT(raw, lookup[:256])
+    else:  # the last entry is never a valid value, so that larger ones can be clipped to it
+        label = lookup[np.where((raw < 0) | (raw >= size), size - 1, raw)]
+    if (label == invalid).any():
+        values, counts = np.unique(raw[label == invalid], return_counts=True)
+        raise ValueError(
+            f"{file_name}: label value {values[0]} ({counts[0]} pixels) is outside the classes of "
+            f"dataset {metadata.name!r}: expected {_ranges(table)}"
+        )
+    return label
+
+
+def _read_bytes(file_name: str, what: str) -> bytes:
+    if not PathManager.isfile(file_name):
+        raise FileNotFoundError(f"{file_name}: no such {what}")
+    with PathManager.open(file_name, "rb") as f:
+        return f.read()
+
+
+def _decode(data: bytes, file_name: str, what: str) -> Image.Image:
+    """Decode a whole image, with an error that says which file and why."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    # Pillow reports broken files through several exceptions, SyntaxError among them.
+    except (OSError, SyntaxError, ValueError, EOFError) as e:
+        raise OSError(
+            f"{file_name}: cannot read this {what} ({len(data)} bytes), it is truncated or not an image: {e}"
+        ) from e
+    return image
+
+
+def _decode_matlab(data: bytes, file_name: str) -> np.ndarray:
+    """The variable LabelMap of a MATLAB file, as the original PASCAL-Context has them."""
+    try:
+        return loadmat(io.BytesIO(data))["LabelMap"]
+    except KeyError as e:
+        raise ValueError(f"{file_name}: this MATLAB file has no variable LabelMap") from e
+    except Exception as e:  # SciPy lets whatever goes wrong in its parser through
+        raise OSError(f"{file_name}: cannot read this MATLAB file, it is truncated or none: {e}") from e
+
+
+def _ranges(values: Iterable[int]) -> str:
+    """Write a set of integers as "0..18, 255"."""
+    parts: list[list[int]] = []
+    for v in sorted(values):
+        if parts and v == parts[-1][1] + 1:
+            parts[-1][1] = v
+        else:
+            parts.append([v, v])
+    return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in parts)

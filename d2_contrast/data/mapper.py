@@ -1,0 +1,100 @@
+"""From a dataset dict to what a segmentor trains on or predicts from."""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import Metadata, MetadataCatalog, detection_utils
+from detectron2.data import transforms as T
+
+from .augmentation import build_train_augmentation
+from .labels import read_image, read_label
+
+
+class SemSegMapper:
+    """Read, augment and tensorise one sample; for Detectron2's train and test loaders.
+
+    Args:
+        is_train: read labels and return them; otherwise only the image is read.
+        augmentations: applied to image and label alike.
+        image_format: "RGB" or "BGR", the channel order that the network takes.
+        metadata: of each dataset, by name, for the labels. A dataset dict says by ``dataset_name`` which
+            is its own, those without take the first.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: Sequence[T.Augmentation],
+        image_format: str,
+        metadata: Mapping[str, Metadata],
+    ):
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.metadata = metadata
+        logging.getLogger(__name__).info(
+            "Augmentations in %s: %s", "training" if is_train else "inference", augmentations
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
+        metadata = {name: MetadataCatalog.get(name) for name in names}
+        if is_train:
+            ignore_label = metadata[names[0]].get("ignore_label", 255)
+            augmentations = build_train_augmentation(cfg, ignore_label)
+        elif cfg.INPUT.MIN_SIZE_TEST > 0:
+            augmentations = [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+        else:
+            augmentations = []
+        return {
+            "is_train": is_train,
+            "augmentations": augmentations,
+            "image_format": cfg.INPUT.FORMAT,
+            "metadata": metadata,
+        }
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Map a dataset dict, which is left as it is.
+
+        Returns:
+            The dict's own entries and
+
+            - ``image``: (C, H, W) uint8 tensor;
+            - ``sem_seg``: (H, W) int64 tensor of train ids and the ignore label, in training;
+            - ``height``, ``width``: size of the image on disk, pixels.
+
+        Raises:
+            OSError: a file is missing or damaged.
+            ValueError: a label does not fit its image or its dataset, or is missing in training.
+        """
+        sample = copy.deepcopy(dataset_dict)
+        image = read_image(sample["file_name"], self.image_format)
+        detection_utils.check_image_size(sample, image)  # also fills in height and width
+
+        aug_input = T.AugInput(image, sem_seg=self._read_label(sample, image) if self.is_train else None)
+        self.augmentations(aug_input)
+        sample["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        if self.is_train:
+            sample["sem_seg"] = torch.from_numpy(aug_input.sem_seg.astype(np.int64))
+        return sample
+
+    def _read_label(self, sample: dict, image: np.ndarray) -> np.ndarray:
+        label_file = sample.get("sem_seg_file_name")
+        if label_file is None:
+            raise ValueError(f"{sample['file_name']}: this image has no label, training needs one")
+        metadata = self.metadata.get(sample.get("dataset_name"), next(iter(self.metadata.values())))
+        label = read_label(label_file, metadata)
+        if label.shape != image.shape[:2]:
+            raise ValueError(
+                "image and label differ in size: "
+                f"{sample['file_name']} has {image.shape[0]} x {image.shape[1]} (height x width), "
+                f"{label_file} has {label.shape[0]} x {label.shape[1]}"
+            )
+        return label

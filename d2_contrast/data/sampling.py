@@ -1,0 +1,93 @@
+"""Class frequencies of a dataset, and repeat-factor sampling by them."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+from iopath.common.file_io import file_lock
+
+from .datasets.register import datasets_root
+from .labels import label_table, read_label
+
+logger = logging.getLogger(__name__)
+
+
+def count_label_pixels(dataset_name: str, dataset_dicts: Sequence[dict]) -> np.ndarray:
+    """Count the pixels of each class in each label map of a dataset.
+
+    The result is kept in ``$DETECTRON2_DATASETS/.label_counts`` and found there again as long as the files are the
+    same. Several processes may ask at once: one counts, the others wait for it.
+
+    Args:
+        dataset_name: name of the dataset, for its metadata.
+        dataset_dicts: its N dicts, each with ``sem_seg_file_name``.
+
+    Returns:
+        (N, number of classes) int64 array; ignored pixels are not counted.
+
+    Raises:
+        ValueError: a dict has no label.
+        OSError, ValueError: as :func:`~d2_contrast.data.read_label`.
+    """
+    for sample in dataset_dicts:
+        if "sem_seg_file_name" not in sample:
+            raise ValueError(f"{sample['file_name']} of dataset {dataset_name!r} has no label to count")
+    cache = datasets_root() / ".label_counts" / f"{dataset_name}-{_fingerprint(dataset_name, dataset_dicts)}.npy"
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(str(cache)):
+            if not cache.exists():
+                counts = _count(dataset_name, dataset_dicts)
+                partial = cache.with_suffix(".partial.npy")
+                np.save(partial, counts)
+                partial.replace(cache)
+            return np.load(cache)
+    except PermissionError:
+        logger.warning("%s cannot be written: labels are counted again in every run", cache.parent)
+        return _count(dataset_name, dataset_dicts)
+
+
+def repeat_factor_sampler(counts: np.ndarray, threshold: float) -> RepeatFactorTrainingSampler:
+    """A sampler that repeats images of rare classes.
+
+    A class in a share f of the images has the factor max(1, sqrt(threshold / f)), an image the largest factor of
+    its classes (Gupta et al., LVIS, CVPR 2019). Fractions are rounded at random, anew in each epoch.
+
+    Args:
+        counts: (N, C) pixels of each class in each image.
+        threshold: share of images below which a class counts as rare.
+    """
+    images = [{"annotations": [{"category_id": c} for c in np.flatnonzero(row).tolist()]} for row in counts]
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(images, threshold)
+    logger.info("Repeat-factor sampling: %d images become %.1f per epoch", len(factors), float(factors.sum()))
+    return RepeatFactorTrainingSampler(torch.as_tensor(factors))
+
+
+def _count(dataset_name: str, dataset_dicts: Sequence[dict]) -> np.ndarray:
+    metadata = MetadataCatalog.get(dataset_name)
+    logger.info("Counting the pixels of each class in %d label maps of %s", len(dataset_dicts), dataset_name)
+
+    def count(sample: dict) -> np.ndarray:
+        label = read_label(sample["sem_seg_file_name"], metadata)
+        counts = np.bincount(label.ravel(), minlength=256)
+        counts[metadata.get("ignore_label", 255)] = 0
+        return counts[: len(metadata.stuff_classes)]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases Python's lock
+        return np.stack(list(pool.map(count, dataset_dicts)))
+
+
+def _fingerprint(dataset_name: str, dataset_dicts: Sequence[dict]) -> str:
+    """A hash that changes with the label files and with their meaning."""
+    files = [sample["sem_seg_file_name"] for sample in dataset_dicts]
+    stats = [(os.path.abspath(f), Path(f).stat().st_size, Path(f).stat().st_mtime_ns) for f in files]
+    table = sorted(label_table(MetadataCatalog.get(dataset_name)).items())
+    return hashlib.sha256(json.dumps([stats, table]).encode()).hexdigest()[:16]

@@ -1,0 +1,232 @@
+"""Ways of running a segmentor over an image: sliding window, several scales, mirrored, and all of them together."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Windows that go through the network at once, rows of scores that are handled at once.
+WINDOWS_PER_BATCH = 4
+ROWS_PER_BAND = 128
+
+
+class MultiViewInference(nn.Module):
+    """Segment an image from several views: the image at some scales, each also mirrored, whole or in windows.
+
+    It is called like the model it wraps and returns the same: one dict an image with "sem_seg" (K, H, W). The views
+    are combined as follows.
+
+    1. A view is the image resized by a scale (bilinear, antialiased), and mirrored or not.
+    2. Without windows, the model predicts logits of the whole view. With windows, they cover the view at the given
+       stride, the last of each row and column moved back to end at the border; a window is no larger than the view.
+       Where windows overlap, their logits are averaged.
+    3. The logits are resized to the output size (bilinear), mirrored back, and with more than one view turned into
+       probabilities by a softmax.
+    4. The result is the mean over all views.
+
+    Memory: the result exists once, in float32, and beside it one view in whole (without windows) or the rows of one
+    row of windows. A result larger than ``max_device_bytes`` is kept in the memory of the CPU.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        window: Sequence[int] | None = None,
+        stride: Sequence[int] | None = None,
+        max_device_bytes: int = 2 * 1024**3,
+    ):
+        """
+        Args:
+            model: takes dicts with "image" (C, h, w) and the output size "height", "width", and returns dicts with
+                "sem_seg", logits (K, height, width).
+            scales: factors on the size of the image that the model is given.
+            flip: add the mirror image of every scale.
+            window: (height, width) of the windows in pixels of the view; None to predict whole views.
+            stride: vertical and horizontal distance of the windows, pixels; at most ``window``. None for ``window``.
+            max_device_bytes: largest result that is kept on the model's device.
+
+        Raises:
+            ValueError: there is no scale, a number is not positive, or a stride would leave gaps.
+        """
+        super().__init__()
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"scales are {list(scales)}: expected one or more positive factors")
+        if window is not None:
+            stride = window if stride is None else stride
+            if len(window) != 2 or len(stride) != 2 or min(*window, *stride) < 1:
+                raise ValueError(
+                    f"window {list(window)} and stride {list(stride)}: expected (height, width) in pixels, 1 or more"
+                )
+            if stride[0] > window[0] or stride[1] > window[1]:
+                raise ValueError(f"stride {list(stride)} is larger than window {list(window)}: it would leave gaps")
+        self.model = model
+        self.training = model.training  # so that whoever restores the mode of this module restores the model's
+        self.views = [(scale, mirrored) for scale in scales for mirrored in ([False, True] if flip else [False])]
+        self.window, self.stride = window, stride
+        self.max_device_bytes = max_device_bytes
+
+    @torch.no_grad()
+    def forward(self, batched_inputs: Sequence[Mapping]) -> list[dict[str, Tensor]]:
+        """
+        Args:
+            batched_inputs: dicts with "image" (C, h, w) and, if it differs, the output size "height", "width".
+
+        Returns:
+            One dict an image with "sem_seg" (K, H, W) float32: the mean probabilities of several views, or the logits
+            of a single one.
+        """
+        return [{"sem_seg": self._segment(x)} for x in batched_inputs]
+
+    def _segment(self, inputs: Mapping) -> Tensor:
+        image = inputs["image"]
+        size = inputs.get("height", image.shape[1]), inputs.get("width", image.shape[2])
+        result = None
+        for scale, mirrored in self.views:
+            view = _resize_image(image, scale)
+            if mirrored:
+                view = view.flip(-1)
+            for first, scores in self._predict(view, size):
+                if len(self.views) > 1:
+                    scores = scores.softmax(0)
+                if mirrored:
+                    scores = scores.flip(-1)
+                if result is None:
+                    result = self._allocate(scores, size)
+                result[:, first : first + scores.shape[1]] += scores.to(result.device)
+        return result.div_(len(self.views))
+
+    def _allocate(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        shape = (scores.shape[0], *size)
+        fits = 4 * shape[0] * shape[1] * shape[2] <= self.max_device_bytes
+        return torch.zeros(shape, dtype=torch.float32, device=scores.device if fits else "cpu")
+
+    def _predict(self, view: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+        """Bands of the logits of a view at the output size: (first row, (K, rows, W)), from top to bottom."""
+        height, width = view.shape[1:]
+        if self.window is None or (height <= self.window[0] and width <= self.window[1]):
+            (logits,) = self._run([view], size)
+            for first in range(0, size[0], ROWS_PER_BAND):
+                yield first, logits[:, first : first + ROWS_PER_BAND].float()
+        else:
+            yield from resize_rows(self._slide(view), (height, width), size)
+
+    def _slide(self, view: Tensor) -> Iterator[Tensor]:
+        """Logits of a view at its own size, (K, rows, w) from top to bottom, averaged where windows overlap."""
+        height, width = view.shape[1:]
+        window = min(self.window[0], height), min(self.window[1], width)
+        tops = window_starts(height, window[0], self.stride[0])
+        lefts = window_starts(width, window[1], self.stride[1])
+        # How many windows cover a pixel is the product of how many cover its row and its column.
+        rows, columns = coverage(tops, window[0], height), coverage(lefts, window[1], width)
+        buffer = None  # sums of the logits of rows tops[i] ... tops[i] + window height
+        for top, below in zip(tops, [*tops[1:], height]):
+            for i in range(0, len(lefts), WINDOWS_PER_BATCH):
+                batch = lefts[i : i + WINDOWS_PER_BATCH]
+                crops = [view[:, top : top + window[0], left : left + window[1]] for left in batch]
+                for left, logits in zip(batch, self._run(crops, window)):
+                    if buffer is None:
+                        buffer = logits.new_zeros(logits.shape[0], window[0], width, dtype=torch.float32)
+                    buffer[:, :, left : left + window[1]] += logits
+            done = below - top
+            count = rows[top:below, None] * columns
+            yield buffer[:, :done] / count.to(buffer.device)
+            # The rows that the next windows overlap move up.
+            buffer = torch.cat([buffer[:, done:], torch.zeros_like(buffer[:, :done])], dim=1)
+
+    def _run(self, images: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        outputs = self.model([{"image": image, "height": size[0], "width": size[1]} for image in images])
+        return [output["sem_seg"] for output in outputs]
+
+
+def build_inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """Wrap a segmentor for the inference that ``cfg.TEST`` asks for by SLIDING_WINDOW and AUG.
+
+    Returns:
+        The model itself if neither is enabled.
+
+    Raises:
+        ValueError: their values make no sense.
+    """
+    window, aug = cfg.TEST.SLIDING_WINDOW, cfg.TEST.AUG
+    if not window.ENABLED and not aug.ENABLED:
+        return model
+    try:
+        return MultiViewInference(
+            model,
+            scales=aug.SCALES if aug.ENABLED else (1.0,),
+            flip=aug.ENABLED and aug.FLIP,
+            window=window.SIZE if window.ENABLED else None,
+            stride=window.STRIDE if window.ENABLED else None,
+        )
+    except ValueError as e:
+        raise ValueError(f"TEST.SLIDING_WINDOW or TEST.AUG: {e}") from e
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along a side; the last one ends with it. ``window`` is at most ``length``."""
+    return [*range(0, length - window, stride), length - window]
+
+
+def coverage(starts: Sequence[int], window: int, length: int) -> Tensor:
+    """How many windows cover each position of a side, (length,) float32."""
+    count = torch.zeros(length)
+    for start in starts:
+        count[start : start + window] += 1
+    return count
+
+
+def resize_rows(
+    blocks: Iterator[Tensor], size: tuple[int, int], new_size: tuple[int, int]
+) -> Iterator[tuple[int, Tensor]]:
+    """Resize a map that arrives in blocks of rows, as F.interpolate (bilinear) resizes it in whole.
+
+    Args:
+        blocks: (K, rows, w) from top to bottom.
+        size: (h, w) of the whole map.
+        new_size: (H, W) to resize to.
+
+    Yields:
+        (first row, (K, rows, W)) from top to bottom, as soon as the rows that it needs are there.
+    """
+    if size == new_size:
+        first = 0
+        for block in blocks:
+            yield first, block
+            first += block.shape[1]
+        return
+    # Row r lies between source rows upper[r] and lower[r], share[r] of the way.
+    position = (torch.arange(new_size[0], dtype=torch.float64) + 0.5) * (size[0] / new_size[0]) - 0.5
+    position = position.clamp(0, size[0] - 1)
+    upper = position.long()
+    lower = (upper + 1).clamp(max=size[0] - 1)
+    share = (position - upper).float()
+
+    kept, top, done = None, 0, 0  # source rows top ... are kept; new rows up to done are out
+    for block in blocks:
+        kept = block if kept is None else torch.cat([kept, block], dim=1)
+        ready = int(torch.searchsorted(lower, top + kept.shape[1]))
+        for first in range(done, ready, ROWS_PER_BAND):
+            rows = slice(first, min(first + ROWS_PER_BAND, ready))
+            above = kept[:, (upper[rows] - top).to(kept.device)]
+            below = kept[:, (lower[rows] - top).to(kept.device)]
+            band = above.lerp_(below, share[rows, None].to(kept.device))
+            yield (
+                first,
+                F.interpolate(band[None], (band.shape[1], new_size[1]), mode="bilinear", align_corners=False)[0],
+            )
+        done = ready
+        if done < new_size[0]:
+            drop = min(int(upper[done]) - top, kept.shape[1])
+            kept, top = kept[:, drop:], top + drop
+
+
+def _resize_image(image: Tensor, scale: float) -> Tensor:
+    size = [max(1, round(side * scale)) for side in image.shape[1:]]
+    if size == list(image.shape[1:]):
+        return image
+    return F.interpolate(image[None].float(), size, mode="bilinear", align_corners=False, antialias=True)[0]

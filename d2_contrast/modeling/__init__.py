@@ -1,0 +1,7 @@
+"""Networks. Importing this package registers its parts with Detectron2."""
+
+from . import backbone, heads
+from .meta_arch import ContrastiveSegmentor
+from .pixel_losses import PIXEL_LOSS_REGISTRY, build_pixel_loss
+
+__all__ = ["PIXEL_LOSS_REGISTRY", "ContrastiveSegmentor", "backbone", "build_pixel_loss", "heads"]

@@ -1,0 +1,8 @@
+"""Backbones that give res2 ... res5, and pyramids over them. Importing this package registers them."""
+
+from .hrnet import HRNet
+from .swin import Swin
+from .timm import TimmBackbone
+from .uper_fpn import UPerFPN
+
+__all__ = ["HRNet", "Swin", "TimmBackbone", "UPerFPN"]

@@ -1,0 +1,10 @@
+"""Semantic segmentation heads. Importing this package registers them, and Detectron2's DeepLab heads."""
+
+import detectron2.projects.deeplab  # noqa: F401
+
+from .deeplabv3 import ASPPHead
+from .fcn import FCNHead
+from .fusion import HRNetHead, UPerHead
+from .ocr import OCRHead
+
+__all__ = ["ASPPHead", "FCNHead", "HRNetHead", "OCRHead", "UPerHead"]

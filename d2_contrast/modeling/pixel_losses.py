@@ -1,0 +1,226 @@
+"""Losses of one logit vector per pixel, by name in PIXEL_LOSS_REGISTRY.
+
+All take logits (N, K, H, W) of any floating type and targets (N, H, W) of train ids, compute in float32 or better,
+leave out targets equal to the ignore label, and are zero, with zero gradients, where nothing is left.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.utils.registry import Registry
+from torch import Tensor, nn
+
+PIXEL_LOSS_REGISTRY = Registry("PIXEL_LOSS")
+PIXEL_LOSS_REGISTRY.__doc__ = "Pixel losses; an entry is called with a config and gives a module (logits, targets)."
+
+
+def build_pixel_loss(cfg: CfgNode, auxiliary: bool = False) -> nn.Module:
+    """Build the pixel loss that ``cfg.MODEL.PIXEL_LOSS`` names, for the prediction itself or an auxiliary one."""
+    names = cfg.MODEL.PIXEL_LOSS
+    return PIXEL_LOSS_REGISTRY.get(names.AUX_NAME if auxiliary and names.AUX_NAME else names.NAME)(cfg)
+
+
+@PIXEL_LOSS_REGISTRY.register()
+class CrossEntropy(nn.Module):
+    """Cross entropy, averaged over the pixels that count, each weighted by its class."""
+
+    @configurable
+    def __init__(self, *, num_classes: int, ignore_label: int = 255, class_weights: Sequence[float] = ()):
+        """
+        Args:
+            num_classes: K.
+            ignore_label: target of the pixels left out.
+            class_weights: one per class; empty for equal weights.
+
+        Raises:
+            ValueError: if there are not K weights.
+        """
+        super().__init__()
+        if class_weights and len(class_weights) != num_classes:
+            raise ValueError(
+                f"MODEL.PIXEL_LOSS.CLASS_WEIGHTS has {len(class_weights)} entries, expected one for each of the "
+                f"{num_classes} classes or none"
+            )
+        self.ignore_label = ignore_label
+        weights = torch.tensor(class_weights or [1.0] * num_classes, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "class_weights": cfg.MODEL.PIXEL_LOSS.CLASS_WEIGHTS,
+        }
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        total = F.cross_entropy(
+            logits.float(), targets, self.class_weights, ignore_index=self.ignore_label, reduction="sum"
+        )
+        # Not reduction="mean", which divides by zero where every pixel is ignored.
+        return total / self._weigh(targets, targets != self.ignore_label).sum().clamp(min=_tiny(total))
+
+    def _weigh(self, targets: Tensor, counts: Tensor) -> Tensor:
+        """Weight of each pixel: that of its class, 0 where it does not count; all (N, H, W)."""
+        return self.class_weights[targets.masked_fill(~counts, 0)] * counts
+
+
+@PIXEL_LOSS_REGISTRY.register()
+class OHEM(CrossEntropy):
+    """Cross entropy of the hard pixels alone (online hard example mining; Shrivastava et al., CVPR 2016).
+
+    Hard are those whose class has a probability below ``threshold``, and in any case the ``min_kept`` hardest.
+    """
+
+    @configurable
+    def __init__(self, *, threshold: float = 0.9, min_kept: int = 131072, **kwargs):
+        """
+        Args:
+            threshold: probability.
+            min_kept: number of pixels of the batch.
+            kwargs: see CrossEntropy.
+
+        Raises:
+            ValueError: if one of them is out of range.
+        """
+        super().__init__(**kwargs)
+        if not 0 < threshold <= 1 or min_kept < 1:
+            raise ValueError(
+                "MODEL.PIXEL_LOSS: expected OHEM_THRESHOLD in (0, 1] and OHEM_MIN_KEPT of at least 1, got "
+                f"{threshold} and {min_kept}"
+            )
+        self.max_easy_loss = -math.log(threshold)
+        self.min_kept = min_kept
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        loss = cfg.MODEL.PIXEL_LOSS
+        return {**super().from_config(cfg), "threshold": loss.OHEM_THRESHOLD, "min_kept": loss.OHEM_MIN_KEPT}
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        losses = F.cross_entropy(logits.float(), targets, ignore_index=self.ignore_label, reduction="none")
+        valid = targets != self.ignore_label
+        candidates = losses.detach()[valid]
+        hard = losses.detach() > self.max_easy_loss
+        if len(candidates):
+            easier = max(len(candidates) - self.min_kept, 0)
+            hard |= losses.detach() >= candidates.kthvalue(easier + 1).values
+        weights = self._weigh(targets, hard & valid)
+        return (losses * weights).sum() / weights.sum().clamp(min=_tiny(losses))
+
+
+@PIXEL_LOSS_REGISTRY.register()
+class LovaszSoftmax(nn.Module):
+    """The Lovász extension of the Jaccard index (Berman et al., CVPR 2018), averaged over the classes in the batch."""
+
+    @configurable
+    def __init__(self, *, ignore_label: int = 255):
+        """
+        Args:
+            ignore_label: target of the pixels left out.
+        """
+        super().__init__()
+        self.ignore_label = ignore_label
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {"ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        valid = targets != self.ignore_label
+        probabilities = logits.float().softmax(dim=1).movedim(1, 0)[:, valid]  # (K, P)
+        targets = targets[valid]
+        terms = []
+        for label in targets.unique().tolist():
+            is_label = targets == label
+            errors, order = (is_label.float() - probabilities[label]).abs().sort(descending=True)
+            terms.append((errors * _jaccard_steps(is_label[order])).sum())
+        return torch.stack(terms).mean() if terms else logits.float().sum() * 0.0
+
+
+def _jaccard_steps(is_label: Tensor) -> Tensor:
+    """How much the Jaccard loss of a class grows with each pixel of a sorted list (P,) that is got wrong (Eq. 9)."""
+    seen = is_label.cumsum(0)  # in whole numbers: exact
+    total = seen[-1]
+    others = torch.arange(1, len(is_label) + 1, device=is_label.device) - seen
+    loss = 1.0 - (total - seen) / (total + others)
+    return loss.diff(prepend=loss.new_zeros(1))
+
+
+@PIXEL_LOSS_REGISTRY.register()
+class RMI(nn.Module):
+    """Region mutual information beside binary cross entropy (Zhao et al., NeurIPS 2019).
+
+    Each pixel of the pooled label map and of the pooled sigmoid map of a class stands for the R x R pixels around it,
+    so that the maps are samples of random vectors Y and P of R^2 entries. A lower bound of their mutual information is
+
+        I = -1/2 log det(S_YY - S_YP S_PP^-1 S_YP^T) / R^2
+
+    with the scatter matrices S of an image, in double precision and with 5e-4 added to the diagonals of S_PP and of the
+    difference. The loss is (1 - w) BCE - w sum over the classes of I, the latter averaged over the images that have a
+    valid pixel. BCE sums over the classes and averages over the valid pixels; ignored ones are 0 in both maps.
+    """
+
+    DIAGONAL = 5e-4
+
+    @configurable
+    def __init__(
+        self, *, num_classes: int, ignore_label: int = 255, weight: float = 0.5, stride: int = 4, radius: int = 3
+    ):
+        """
+        Args:
+            num_classes: K.
+            ignore_label: target of the pixels left out.
+            weight: w.
+            stride: factor by which maps are pooled (average) first.
+            radius: R.
+        """
+        super().__init__()
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        self.weight = weight
+        self.stride = stride
+        self.radius = radius
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        loss = cfg.MODEL.PIXEL_LOSS
+        return {
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "weight": loss.RMI_WEIGHT,
+            "stride": loss.RMI_STRIDE,
+            "radius": loss.RMI_RADIUS,
+        }
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        logits = logits.float()
+        valid = targets != self.ignore_label
+        mask = valid.unsqueeze(1)
+        labels = F.one_hot(targets.masked_fill(~valid, 0), self.num_classes).movedim(3, 1).float() * mask
+        entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        entropy = (entropy * mask).sum() / valid.sum().clamp(min=1)
+        has_pixels = valid.flatten(1).any(dim=1)
+        information = self._information(labels, logits.sigmoid() * mask).sum(dim=1) * has_pixels
+        return (1 - self.weight) * entropy - self.weight * information.sum() / has_pixels.sum().clamp(min=1)
+
+    def _information(self, labels: Tensor, probabilities: Tensor) -> Tensor:
+        """Lower bounds of the mutual information of maps (N, K, H, W), (N, K)."""
+        y, p = self._regions(labels), self._regions(probabilities)
+        diagonal = self.DIAGONAL * torch.eye(self.radius**2, dtype=y.dtype, device=y.device)
+        yp = y @ p.mT
+        explained = yp @ torch.linalg.solve(p @ p.mT + diagonal, yp.mT)
+        return -0.5 * torch.logdet(y @ y.mT - explained + diagonal).float() / self.radius**2
+
+    def _regions(self, maps: Tensor) -> Tensor:
+        """Centred vectors of the regions of maps (N, K, H, W), (N, K, R^2, number of regions), in double precision."""
+        pooled = F.avg_pool2d(maps, self.stride)
+        regions = F.unfold(pooled.double(), self.radius).unflatten(1, (self.num_classes, -1))
+        return regions - regions.mean(dim=-1, keepdim=True)
+
+
+def _tiny(x: Tensor) -> float:
+    return torch.finfo(x.dtype).tiny

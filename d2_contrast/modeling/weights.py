@@ -1,0 +1,262 @@
+"""Weights from elsewhere: recognised by their content, renamed, checked.
+
+``ContrastCheckpointer(model, save_dir, allow_pickle=False, **checkpointables)`` takes the place of Detectron2's
+DetectionCheckpointer, with the same methods. Checkpoints of whole models, ours or Detectron2's, it loads as that does.
+In any other file it looks for the weights of a backbone, translates their names and loads them into ``model.backbone``:
+
+- Swin Transformers in their authors' naming, for classification or segmentation, or in timm's;
+- ResNets in the naming of torchvision, timm or Detectron2;
+- HRNets in their authors' naming, which is also timm's;
+- any other timm model, for a TimmBackbone of the same name.
+
+Whatever is loaded, one summary says what was matched, and too few matches are an error: a backbone that silently starts
+from random weights costs days.
+"""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import safetensors.torch
+import timm
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import ResNet
+from timm.layers import resize_rel_pos_bias_table_simple
+from torch import Tensor, nn
+
+# A file that matches a smaller share of a backbone's numbers does not hold its weights. (By the number of tensors,
+# norms of equal width would let a ResNet-50 pass for a ResNet-34.)
+MIN_MATCHED = 0.9
+
+# Prefixes that say where in a larger model a backbone stood.
+WRAPPERS = re.compile(r"^((module|model|backbone|bottom_up|body|encoder)\.)+")
+# Buffers that follow from the structure, or only count.
+DERIVED = ("num_batches_tracked", "relative_position_index", "attn_mask")
+# From Detectron2's names for the layers of a ResNet to torchvision's.
+RESNET_NAMES = (
+    (re.compile(r"^stem\.conv1\.norm\."), "bn1."),
+    (re.compile(r"^stem\.conv1\."), "conv1."),
+    (re.compile(r"^res([2-5])\."), lambda match: f"layer{int(match[1]) - 1}."),
+    (re.compile(r"\.shortcut\.norm\."), ".downsample.1."),
+    (re.compile(r"\.shortcut\."), ".downsample.0."),
+    (re.compile(r"\.conv(\d)\.norm\."), r".bn\1."),
+)
+TABLE = "relative_position_bias_table"
+# Names under which checkpoints keep their weights.
+CONTAINERS = ("model", "state_dict", "model_state")
+
+ZIP = b"PK\x03\x04"
+LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+logger = logging.getLogger(__name__)
+
+
+class ContrastCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, which also takes the weights of backbones as their authors publish them."""
+
+    def __init__(self, model: nn.Module, save_dir: str = "", *, allow_pickle: bool = False, **checkpointables):
+        """
+        Args:
+            model: the model to load and save.
+            save_dir: folder for its checkpoints.
+            allow_pickle: also read files that can run code when they are read. Only for files that you trust.
+            checkpointables: see Detectron2's DetectionCheckpointer.
+        """
+        super().__init__(model, save_dir, **checkpointables)
+        self.allow_pickle = allow_pickle
+        self._path = ""
+
+    def _load_file(self, filename: str) -> dict:
+        self._path = filename
+        kind = file_kind(filename)
+        if kind == "safetensors":
+            return {"model": safetensors.torch.load_file(filename)}
+        if kind == "torch":
+            return self._find_weights(self._read_torch(filename))
+        if not self.allow_pickle:
+            raise ValueError(
+                f"{filename} is a pickle file (or none of those that are read here: .pth, .safetensors). Pickle files "
+                "can run any code when they are read: set MODEL.WEIGHTS_ALLOW_PICKLE True if you trust its source"
+            )
+        return super()._load_file(filename)
+
+    def _read_torch(self, filename: str) -> object:
+        try:
+            with open(filename, "rb") as file:  # given a name, torch goes by its ending
+                return torch.load(file, map_location="cpu", weights_only=not self.allow_pickle)
+        except Exception as error:
+            raise ValueError(
+                f"{filename} is damaged or holds more than tensors ({error}). If you trust its source, set "
+                "MODEL.WEIGHTS_ALLOW_PICKLE True"
+            ) from error
+
+    def _find_weights(self, loaded: object) -> dict:
+        if isinstance(loaded, Mapping):
+            for name in CONTAINERS:
+                if isinstance(loaded.get(name), Mapping):
+                    return loaded if name == "model" else {"model": loaded[name]}
+            if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+                return {"model": loaded}
+        found = list(loaded)[:8] if isinstance(loaded, Mapping) else type(loaded).__name__
+        raise ValueError(
+            f"{self._path} holds no weights: expected tensors by name, or those under one of {CONTAINERS}, "
+            f"found {found}"
+        )
+
+    def _load_model(self, checkpoint: dict):
+        weights = checkpoint["model"]
+        backbone, prefix = innermost_backbone(self.model)
+        is_whole = any(re.match(r"(module\.)?sem_seg_head\.", name) for name in weights)
+        is_caffe2 = checkpoint.get("__author__") == "Caffe2"
+        if is_caffe2 and not isinstance(backbone, ResNet):
+            raise ValueError(
+                f"{self._path} holds weights of Caffe2 (BGR, stride in the 1x1 convolution), which only Detectron2's "
+                'own ResNet takes: MODEL.BACKBONE.NAME "build_resnet_backbone"'
+            )
+        if backbone is None or is_whole or is_caffe2:
+            incompatible = super()._load_model(checkpoint)
+            self._report(incompatible, prefix)
+            return incompatible
+        self._convert_ndarray_to_tensor(weights)
+        load_backbone(backbone, checkpoint.pop("model"), self._path)
+        return None
+
+    def _report(self, incompatible, prefix: str) -> None:
+        missing = [name for name in incompatible.missing_keys if not name.endswith(DERIVED)]
+        state = self.model.state_dict()
+        total = [name for name in state if not name.endswith(DERIVED)]
+        summary = (
+            f"{self._path}: checkpoint of a whole model; {len(total) - len(missing)} of the model's {len(total)} "
+            f"tensors loaded; missing: {_some(missing)}; unused: {_some(incompatible.unexpected_keys)}; "
+            f"of another shape: {_some(name for name, *_ in incompatible.incorrect_shapes)}"
+        )
+        lost, own = (sum(state[n].numel() for n in names if n.startswith(prefix)) for names in (missing, total))
+        if own - lost < MIN_MATCHED * own:
+            raise ValueError(f"These are not the weights of this model's backbone. {summary}")
+        logger.info(summary)
+
+    def _log_incompatible_keys(self, incompatible) -> None:
+        pass  # the summary said it
+
+
+def load_pretrained(backbone: nn.Module, name: str) -> None:
+    """Download the weights of the timm model ``name`` ("name.tag" chooses among several) into ``backbone``.
+
+    Raises:
+        RuntimeError: they cannot be downloaded.
+        ValueError: they are not the weights of such a backbone.
+    """
+    try:
+        weights = timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:
+        raise RuntimeError(
+            f"MODEL.BACKBONE.PRETRAINED is True, but the weights of timm's {name!r} cannot be downloaded "
+            f"({type(error).__name__}: {error}). Fetch them elsewhere (https://huggingface.co/timm) and name the file "
+            "by MODEL.WEIGHTS, or start from random weights with MODEL.BACKBONE.PRETRAINED False"
+        ) from error
+    load_backbone(backbone, weights, f"timm's {name}")
+
+
+def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load ``weights``, in any naming that this module knows, into ``backbone`` and log a summary.
+
+    Tables of relative positions are resized where the attention windows differ.
+
+    Args:
+        backbone: a backbone without pyramid.
+        weights: tensors by name.
+        source: where they come from, for messages.
+
+    Raises:
+        ValueError: they match too little of the backbone.
+    """
+    own = backbone.state_dict()
+    names, foreign = canonical_names(own), canonical_names(weights)
+    matched, resized, misshapen = {}, [], []
+    for canonical, name in names.items():
+        if canonical not in foreign:
+            continue
+        tensor = weights[foreign[canonical]]
+        if canonical.endswith(TABLE) and tensor.shape[1:] == own[name].shape[1:] and len(tensor) != len(own[name]):
+            side = (int(len(own[name]) ** 0.5) + 1) // 2
+            tensor = resize_rel_pos_bias_table_simple(tensor, (side, side), own[name].shape)
+            resized.append(name)
+        if tensor.shape == own[name].shape:
+            matched[name] = tensor
+        else:
+            misshapen.append(name)
+    missing = [name for canonical, name in names.items() if canonical not in foreign]
+    unused = [name for canonical, name in foreign.items() if canonical not in names]
+    summary = (
+        f"{source}: {describe(weights)}; {len(matched)} of the backbone's {len(names)} tensors loaded; "
+        f"missing: {_some(missing)}; unused: {_some(unused)}; of another shape: {_some(misshapen)}"
+    )
+    if resized:
+        summary += f"; {len(resized)} tables of relative positions resized to another window"
+    if sum(own[name].numel() for name in matched) < MIN_MATCHED * sum(own[name].numel() for name in names.values()):
+        raise ValueError(f"These are not the weights of this backbone ({describe(own)}). {summary}")
+    backbone.load_state_dict(matched, strict=False)
+    logger.info(summary)
+
+
+def canonical_names(names: Iterable[str]) -> dict[str, str]:
+    """Map names without what differs between implementations to the names as they are; derived buffers are left out."""
+    canonical = {}
+    for name in names:
+        if not name.endswith(DERIVED):
+            # timm joins the names of nested modules in some of its feature extractors: layers_0, stages_0.
+            short = re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", WRAPPERS.sub("", name))
+            for pattern, replacement in RESNET_NAMES:
+                short = pattern.sub(replacement, short)
+            canonical[short] = name
+    # Swin Transformers merge patches at the end of a stage, timm's at the beginning of the next.
+    if any(name.endswith(TABLE) for name in canonical) and not any(
+        name.startswith("layers.0.downsample.") for name in canonical
+    ):
+        pattern = re.compile(r"^layers\.([1-9])\.downsample\.")
+        canonical = {
+            pattern.sub(lambda match: f"layers.{int(match[1]) - 1}.downsample.", short): name
+            for short, name in canonical.items()
+        }
+    return canonical
+
+
+def describe(names: Iterable[str]) -> str:
+    """Say in words what network tensors of these names belong to."""
+    short = canonical_names(names)
+    if any(name.endswith(TABLE) for name in short):
+        return "a Swin Transformer"
+    if any(name.startswith("stage4.") for name in short):
+        return "an HRNet"
+    if any(name.startswith("layer4.") for name in short):
+        return "a ResNet"
+    return f"an unknown network ({_some(short)})"
+
+
+def file_kind(filename: str) -> str:
+    """Recognise a file by its first bytes: "safetensors", "torch" or "other" (a pickle, if anything)."""
+    with open(filename, "rb") as file:
+        head = file.read(16)
+    if head.startswith((ZIP, LEGACY_TORCH)):
+        return "torch"
+    # Eight bytes with the length of the header, which is JSON.
+    return "safetensors" if head[8:9] == b"{" else "other"
+
+
+def innermost_backbone(model: nn.Module) -> tuple[nn.Module | None, str]:
+    """The backbone of a model below its pyramids, None if it has none, and the prefix of its tensors' names."""
+    backbone, prefix = getattr(model, "backbone", None), "backbone."
+    while hasattr(backbone, "bottom_up"):
+        backbone, prefix = backbone.bottom_up, prefix + "bottom_up."
+    return backbone, prefix
+
+
+def _some(names: Iterable[str]) -> str:
+    """Up to four names, or how many there are in each module."""
+    names = sorted(names)
+    if len(names) > 4:
+        counts = Counter(WRAPPERS.sub("", name).partition(".")[0] for name in names)
+        return ", ".join(f"{module} ({count})" for module, count in counts.items())
+    return ", ".join(names) or "none"

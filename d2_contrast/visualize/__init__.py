@@ -1,0 +1,18 @@
+"""Pictures of a run, drawn without a display."""
+
+from .confusion import draw_confusion
+from .curves import draw_curves, read_metrics
+from .embedding import draw_embeddings, sample_embeddings
+from .predictions import Sample, draw_predictions
+from .report import write_report
+
+__all__ = [
+    "Sample",
+    "draw_confusion",
+    "draw_curves",
+    "draw_embeddings",
+    "draw_predictions",
+    "read_metrics",
+    "sample_embeddings",
+    "write_report",
+]

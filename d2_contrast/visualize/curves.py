@@ -1,0 +1,101 @@
+"""Curves of a run, from the metrics.json that Detectron2 writes."""
+
+import json
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from matplotlib.figure import Figure
+
+from .style import FONT_SIZE, figure
+
+logger = logging.getLogger(__name__)
+
+Series = tuple[np.ndarray, np.ndarray]
+
+
+def read_metrics(path: str) -> dict[str, Series]:
+    """Read the series of a metrics.json, one JSON object with an "iteration" a line.
+
+    A run that was resumed from a checkpoint repeats iterations: the later record holds. A last line that was
+    cut off when the run was killed is left out.
+
+    Returns:
+        {name: (iterations, values)}, each in the order of the iterations.
+    """
+    series: dict[str, dict[int, float]] = {}
+    with PathManager.open(path, "r") as f:
+        for number, line in enumerate(f, 1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                if line.strip():
+                    logger.warning("%s, line %d is no JSON and is left out", path, number)
+                continue
+            iteration = record.pop("iteration", None)
+            if iteration is None:
+                continue
+            for name, value in record.items():
+                if isinstance(value, (int, float)):
+                    points = series.setdefault(name, {})
+                    if points and iteration <= next(reversed(points)):
+                        points = {i: v for i, v in points.items() if i < iteration}
+                        series[name] = points
+                    points[iteration] = value
+    return {
+        name: (np.array(list(points)), np.array(list(points.values()), dtype=float)) for name, points in series.items()
+    }
+
+
+def draw_curves(metrics: Mapping[str, Series]) -> Figure:
+    """Draw losses, mean IoUs and the learning rate over the iterations; a panel without data says so."""
+    losses = {k: v for k, v in metrics.items() if "loss" in k.rsplit("/")[-1]}
+    scores = {k: v for k, v in metrics.items() if k.rsplit("/")[-1].startswith("mIoU")}
+    rates = {k: v for k, v in metrics.items() if k == "lr"}
+
+    fig = figure(9.5, 8.5)
+    axes = fig.subplots(3, 1, sharex=True, height_ratios=[3, 2.2, 1.4])
+    # The total first, then as the run logged them.
+    order = sorted(losses, key=lambda k: (k != "total_loss", k.startswith("val")))
+    _draw(axes[0], {k: losses[k] for k in order}, "loss (weighted)", "no losses were logged")
+    _draw(
+        axes[1],
+        {k.replace("sem_seg/", ""): v for k, v in scores.items()},
+        "mean IoU (%)",
+        "no evaluation was logged",
+        marker="o",
+    )
+    _draw(axes[2], rates, "learning rate", "no learning rate was logged", legend=False)
+    values = [v[np.isfinite(v)] for _, v in losses.values()]
+    if values and all((v > 0).all() for v in values):
+        axes[0].set_yscale("log")
+    axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    axes[2].set_xlabel("iteration", fontsize=FONT_SIZE + 1)
+    return fig
+
+
+def _draw(ax, series: Mapping[str, Series], ylabel: str, nothing: str, marker="", legend=True) -> None:
+    ax.set_ylabel(ylabel, fontsize=FONT_SIZE + 1)
+    ax.tick_params(labelsize=FONT_SIZE)
+    ax.grid(color="0.9")
+    ax.set_axisbelow(True)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    if not series:
+        ax.text(0.5, 0.5, nothing, transform=ax.transAxes, ha="center", va="center", color="0.4")
+        return
+    for i, (name, (iterations, values)) in enumerate(series.items()):
+        # A series of one point has no line to be seen.
+        ax.plot(
+            iterations,
+            values,
+            label=name,
+            color="black" if name == "total_loss" else f"C{i % 10}",
+            linestyle="-" if i < 11 else "--",
+            linewidth=1.3,
+            marker=marker or ("o" if len(values) == 1 else ""),
+            markersize=3.5,
+        )
+    if legend:
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=FONT_SIZE - 1, frameon=False)

@@ -1,0 +1,46 @@
+import pytest
+import torch
+from torch import nn
+
+from d2_contrast.contrast import Projector
+
+
+@pytest.mark.parametrize(
+    "channels, hidden_layers, millions",
+    [
+        # (feature channels), released code / paper, parameters of all projectors with 256 output channels
+        ((48, 96, 192, 384), 1, 0.3826),
+        ((48, 96, 192, 384), 2, 0.6468),
+        ((256, 2048), 1, 4.8548),
+        ((256, 2048), 2, 4.9869),
+        ((512, 512, 512, 512), 1, 1.5780),
+        ((512, 512, 512, 512), 2, 1.8422),
+    ],
+)
+def test_parameter_counts(channels, hidden_layers, millions):
+    projectors = [Projector(c, hidden_layers=hidden_layers) for c in channels]
+    count = sum(p.numel() for projector in projectors for p in projector.parameters())
+    assert count / 1e6 == pytest.approx(millions, abs=5e-5)
+
+
+@pytest.mark.parametrize("hidden_layers", [0, 1, 2, 3])
+def test_layers_and_output(hidden_layers):
+    projector = Projector(12, out_channels=8, hidden_layers=hidden_layers)
+    kinds = [nn.Conv2d, nn.ReLU, nn.BatchNorm2d] * hidden_layers + [nn.Conv2d]
+    assert [type(layer) for layer in projector] == kinds
+    convs = [layer for layer in projector if isinstance(layer, nn.Conv2d)]
+    assert all(conv.kernel_size == (1, 1) for conv in convs)
+    assert [conv.bias is not None for conv in convs] == [False] * hidden_layers + [True]
+    out = projector(torch.randn(2, 12, 5, 7))
+    assert out.shape == (2, 8, 5, 7)
+    assert not torch.allclose(out.norm(dim=1), torch.ones(2, 5, 7))  # normalised only where it is sampled
+
+
+def test_norm_is_exchangeable_and_the_input_untouched():
+    projector = Projector(12, 8, norm=lambda channels: nn.GroupNorm(4, channels))
+    assert [type(layer) for layer in projector][2] is nn.GroupNorm
+    x = torch.randn(2, 12, 4, 4, requires_grad=True)
+    before = x.detach().clone()
+    projector(x).sum().backward()
+    assert torch.equal(x.detach(), before)
+    assert all(p.grad is not None for p in projector.parameters())

@@ -1,0 +1,70 @@
+from argparse import Namespace
+
+import pytest
+from PIL import Image
+
+from d2_contrast.data.datasets import shapes
+from d2_contrast.engine import setup
+
+TINY = """
+_BASE_: {base}
+MODEL:
+  DEVICE: cpu
+  TIMM: {{NAME: resnet10t}}
+  UPER: {{OUT_CHANNELS: 8}}
+  SEM_SEG_HEAD: {{CONVS_DIM: 8, DROPOUT: 0.0}}
+DATASETS:
+  FOLDERS:
+  - {{name: tiny_{id}_train, images: {root}/images/train, labels: {root}/labels/train, classes: {classes}}}
+  - {{name: tiny_{id}_val, images: {root}/images/val, labels: {root}/labels/val, classes: {classes}}}
+  TRAIN: [tiny_{id}_train]
+  TEST: [tiny_{id}_val]
+DATALOADER: {{NUM_WORKERS: 0}}
+INPUT: {{CROP: {{SIZE: [64, 64]}}}}
+SOLVER: {{IMS_PER_BATCH: 2, MAX_ITER: 4, WARMUP_ITERS: 1, CHECKPOINT_PERIOD: 2}}
+TEST: {{EVAL_PERIOD: 0}}
+VISUALIZE: {{NUM_IMAGES: 0, TSNE_POINTS: 0}}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory):
+    """A few images of the embedded dataset, as plain folders that other processes can read too."""
+    root = tmp_path_factory.mktemp("tiny")
+    for split, count in (("train", 6), ("val", 3)):
+        for index in range(count):
+            for kind, array in zip(("images", "labels"), shapes.draw(split, index)):
+                path = root / kind / split / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(path)
+    return root
+
+
+@pytest.fixture
+def write_config(tmp_path, tiny_root, pytestconfig):
+    """Write the config of a tiny run over a base from configs/shapes and return its path."""
+
+    def write(base: str = "uper_r18_contrast.yaml"):
+        path = tmp_path / "tiny.yaml"
+        path.write_text(
+            TINY.format(
+                base=pytestconfig.rootpath / "configs/shapes" / base,
+                root=tiny_root,
+                id=tiny_root.name,
+                classes=list(shapes.CLASSES),
+            )
+        )
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def make_cfg(write_config, tmp_path):
+    """Run setup() on a tiny config with overrides."""
+
+    def make(*overrides, base: str = "uper_r18_contrast.yaml"):
+        opts = ["OUTPUT_DIR", str(tmp_path / "output"), *map(str, overrides)]
+        return setup(Namespace(config_file=write_config(base), opts=opts, eval_only=False))
+
+    return make

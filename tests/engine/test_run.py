@@ -1,0 +1,131 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from d2_contrast.engine import Trainer, evaluate, train
+
+
+def metrics_of(output_dir) -> list[dict]:
+    return [json.loads(line) for line in (Path(output_dir) / "metrics.json").read_text().splitlines()]
+
+
+def last_values(output_dir) -> dict:
+    return {key: value for line in metrics_of(output_dir) for key, value in line.items()}
+
+
+def test_evaluation_reproduces_training(make_cfg, tmp_path):
+    cfg = make_cfg("VISUALIZE.NUM_IMAGES", 2, "VISUALIZE.TSNE_POINTS", 60)
+    trained = train(cfg)
+    assert math.isfinite(trained["sem_seg"]["mIoU"])
+    output = Path(cfg.OUTPUT_DIR)
+    for name in ("predictions.png", "tsne.png", "curves.png", "confusion.png", "config.yaml", "last_checkpoint"):
+        assert (output / name).is_file(), name
+    assert list(output.glob("events.out.tfevents.*"))
+    line = last_values(output)
+    for scale in ("p2", "p3", "p4", "p5", "p2_p5", "p2_p4"):
+        assert math.isfinite(line[f"loss_contrast_{scale}"])
+    assert line["contrast/p2/num_anchors"] > 0
+
+    again = make_cfg("MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", tmp_path / "evaluation")
+    evaluated = evaluate(again)
+    assert evaluated["sem_seg"] == pytest.approx(trained["sem_seg"], nan_ok=True)
+
+
+def test_seed_makes_runs_equal(make_cfg, tmp_path):
+    runs = []
+    for name in "ab":
+        cfg = make_cfg("OUTPUT_DIR", tmp_path / name)
+        train(cfg)
+        lines = metrics_of(cfg.OUTPUT_DIR)
+        runs.append([{k: v for k, v in line.items() if "loss" in k or "contrast" in k} for line in lines])
+    assert runs[0] and runs[0] == runs[1]
+
+
+def test_resumed_training_equals_uninterrupted(make_cfg, tmp_path, monkeypatch):
+    """The same batch throughout and no random sampling: what is left is what a checkpoint has to carry."""
+    options = ["SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.5]
+    base = "uper_r18.yaml"
+    batch = next(iter(Trainer.build_train_loader(make_cfg(*options, base=base))))
+    monkeypatch.setattr(Trainer, "build_train_loader", classmethod(lambda cls, cfg: [batch] * 4))
+
+    whole = Trainer(make_cfg(*options, "OUTPUT_DIR", tmp_path / "whole", base=base))
+    whole.train()
+
+    cfg = make_cfg(*options, "OUTPUT_DIR", tmp_path / "parts", base=base)
+    first = Trainer(cfg)
+    first.max_iter = 2  # interrupted: the schedule is that of the whole run
+    first.train()
+    second = Trainer(cfg)
+    second.resume_or_load(resume=True)
+    assert second.start_iter == 2
+    second.train()
+
+    torch.testing.assert_close(second.network.state_dict(), whole.network.state_dict())
+    torch.testing.assert_close(second.average.state_dict(), whole.average.state_dict())
+    assert second.scheduler.get_last_lr() == whole.scheduler.get_last_lr()
+    torch.testing.assert_close(second.optimizer.state_dict()["state"], whole.optimizer.state_dict()["state"])
+    assert second.last_results["sem_seg"] == pytest.approx(whole.last_results["sem_seg"], nan_ok=True)
+
+    weights = tmp_path / "parts" / "model_final.pth"
+    average = evaluate(make_cfg(*options, "MODEL.WEIGHTS", weights, base=base))
+    assert average["sem_seg"] == pytest.approx(whole.last_results["sem_seg"], nan_ok=True)
+
+
+def test_average_follows_the_weights(make_cfg):
+    cfg = make_cfg("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.25, "SOLVER.MAX_ITER", 3, base="uper_r18.yaml")
+    trainer = Trainer(cfg)
+    weights = []
+    trainer._hooks[0].after_step = _recording(trainer, weights, trainer._hooks[0].after_step)
+    trainer.train()
+    expected = weights[0]
+    for value in weights[1:]:
+        expected = 0.25 * expected + 0.75 * value
+    torch.testing.assert_close(trainer.average.module.sem_seg_head.predictor.weight, expected)
+
+
+def _recording(trainer, weights, after_step):
+    def wrapped():
+        weights.append(trainer.network.sem_seg_head.predictor.weight.detach().clone())
+        after_step()
+
+    return wrapped
+
+
+def test_evaluation_needs_weights(make_cfg):
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS"):
+        evaluate(make_cfg())
+
+
+@pytest.mark.parametrize("base", ["fpn_r18_contrast.yaml", "deeplabv3plus_r18_contrast.yaml", "uper_r18.yaml"])
+def test_other_configs_of_the_embedded_dataset(make_cfg, base):
+    cfg = make_cfg("SOLVER.MAX_ITER", 2, base=base)
+    assert math.isfinite(train(cfg)["sem_seg"]["mIoU"])
+    contrast = [key for key in last_values(cfg.OUTPUT_DIR) if key.startswith("loss_contrast")]
+    assert bool(contrast) == ("contrast" in base)
+
+
+@pytest.mark.parametrize("launcher", ["spawn", "torchrun"])
+def test_two_processes(write_config, tmp_path, pytestconfig, launcher):
+    script = str(pytestconfig.rootpath / "train_net.py")
+    start = {
+        "spawn": [sys.executable, script, "--num-gpus", "2", "--dist-url", "auto"],
+        "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script],
+    }[launcher]
+    options = ["OUTPUT_DIR", str(tmp_path / "output"), "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "4"]
+    options += ["MODEL.CONTRAST.GATHER", "True"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [*start, "--config-file", write_config(), *options], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    # Every image counts once, whichever process predicted it.
+    results = json.loads(next((tmp_path / "output").glob("inference/*/sem_seg_results.json")).read_text())
+    assert 0 <= results["mIoU"] <= 100
+    assert "World size: 2" in result.stdout
+    assert math.isfinite(last_values(tmp_path / "output")["total_loss"])

@@ -1,0 +1,108 @@
+"""Confusion matrices and their metrics against scikit-learn and hand-computed cases."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+
+from d2_contrast.evaluation import count_confusion, summarize_confusion
+
+NAMES = [f"class {i}" for i in range(7)]
+
+
+def random_maps(seed=0, size=(37, 53), classes=7, ignored=0.1):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, classes, size).astype(np.uint8)
+    prediction = np.where(rng.random(size) < 0.6, label, rng.integers(0, classes, size))
+    label[rng.random(size) < ignored] = 255
+    return torch.from_numpy(prediction), torch.from_numpy(label)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_counts_equal_sklearn(dtype):
+    prediction, label = random_maps()
+    counts = count_confusion(prediction.to(dtype), label, 7)
+    valid = label != 255
+    truth = metrics.confusion_matrix(label[valid], prediction[valid], labels=range(7))
+    assert counts.dtype == torch.int64
+    np.testing.assert_array_equal(counts, truth)
+
+
+def test_the_largest_number_of_classes_and_another_ignore_label():
+    prediction, label = random_maps(classes=255)
+    counts = count_confusion(prediction, label, 255)
+    valid = label != 255
+    truth = metrics.confusion_matrix(label[valid], prediction[valid], labels=range(255))
+    np.testing.assert_array_equal(counts, truth)
+
+    prediction, label = random_maps(ignored=0)
+    label[3:9] = 7
+    counts = count_confusion(prediction, label, 7, ignore_label=7)
+    assert counts.sum() == label.numel() - 6 * label.shape[1]
+
+
+def test_counting_leaves_its_inputs_alone():
+    prediction, label = random_maps()
+    before = prediction.clone(), label.clone()
+    count_confusion(prediction.to(torch.int32), label, 7)
+    assert torch.equal(prediction, before[0]) and torch.equal(label, before[1])
+
+
+def test_sizes_must_agree():
+    prediction, label = random_maps()
+    with pytest.raises(ValueError, match="37 x 52.*37 x 53.*equal"):
+        count_confusion(prediction[:, :-1], label, 7)
+
+
+def test_values_must_be_classes():
+    prediction, label = random_maps()
+    label[2, 2] = 9
+    with pytest.raises(ValueError, match="label value 9: expected 0 to 6, or 255"):
+        count_confusion(prediction, label, 7)
+    prediction, label = random_maps()
+    prediction[0, 0] = 7
+    with pytest.raises(ValueError, match="predicted class 0 to 7: expected 0 to 6"):
+        count_confusion(prediction, label, 7)
+
+
+def test_metrics_equal_sklearn():
+    prediction, label = random_maps(seed=3)
+    result = summarize_confusion(count_confusion(prediction, label, 7).numpy(), NAMES)
+    valid = label != 255
+    truth, guess = label[valid], prediction[valid]
+    iou = metrics.jaccard_score(truth, guess, average=None)
+    recall = metrics.recall_score(truth, guess, average=None)
+    for i, name in enumerate(NAMES):
+        assert result[f"IoU-{name}"] == pytest.approx(100 * iou[i], rel=1e-12)
+        assert result[f"ACC-{name}"] == pytest.approx(100 * recall[i], rel=1e-12)
+    assert result["mIoU"] == pytest.approx(100 * iou.mean(), rel=1e-12)
+    assert result["fwIoU"] == pytest.approx(100 * metrics.jaccard_score(truth, guess, average="weighted"), rel=1e-12)
+    assert result["mACC"] == pytest.approx(100 * metrics.balanced_accuracy_score(truth, guess), rel=1e-12)
+    assert result["pACC"] == pytest.approx(100 * metrics.accuracy_score(truth, guess), rel=1e-12)
+
+
+def test_classes_that_do_not_occur_by_hand():
+    # "a" is half found, "b" is only predicted, "c" does not occur, "d" is found.
+    confusion = np.array([[2, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 4]])
+    result = summarize_confusion(confusion, "abcd", {"ends": "ad", "middle": "bc", "absent": "c"})
+    assert [result[f"IoU-{n}"] for n in "abd"] == [50, 0, 100] and np.isnan(result["IoU-c"])
+    assert result["mIoU"] == pytest.approx(50)
+    assert result["mIoU-ends"] == pytest.approx(75)
+    assert result["mIoU-middle"] == 0
+    assert np.isnan(result["mIoU-absent"])
+    assert result["fwIoU"] == pytest.approx(75)
+    assert result["mACC"] == pytest.approx(75) and result["pACC"] == pytest.approx(75)
+    assert np.isnan(result["ACC-b"]) and np.isnan(result["ACC-c"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_counted_gives_no_number_and_no_warning():
+    result = summarize_confusion(np.zeros((7, 7), np.int64), NAMES, {"g": NAMES[:2]})
+    assert all(np.isnan(v) for v in result.values())
+
+
+def test_groups_must_name_classes():
+    with pytest.raises(ValueError, match="group 'rare' names .'cat'., .*'class 6'"):
+        summarize_confusion(np.eye(7, dtype=np.int64), NAMES, {"rare": ["class 1", "cat"]})
+    with pytest.raises(ValueError, match=r"\(7, 7\) does not fit 6"):
+        summarize_confusion(np.eye(7, dtype=np.int64), NAMES[:6])

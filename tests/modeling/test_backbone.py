@@ -1,0 +1,213 @@
+import pytest
+import timm
+import torch
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import FPN, SwinTransformer, build_sem_seg_head
+from timm.layers import FrozenBatchNormAct2d
+from tiny_models import SMALL, make_batch
+from torch import nn
+
+from d2_contrast.config import default_config
+from d2_contrast.modeling.backbone import HRNet, Swin, TimmBackbone, UPerFPN
+from d2_contrast.modeling.meta_arch import ContrastiveSegmentor
+
+TINY_SWIN = dict(embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 4])
+
+BACKBONES = {
+    "resnet18": (lambda: TimmBackbone(name="resnet18"), [4, 8, 16, 32]),
+    "resnet18 dilated 8": (lambda: TimmBackbone(name="resnet18", output_stride=8), [4, 8, 8, 8]),
+    "resnet18 dilated 16": (lambda: TimmBackbone(name="resnet18", output_stride=16), [4, 8, 16, 16]),
+    "convnext": (lambda: TimmBackbone(name="convnext_atto"), [4, 8, 16, 32]),
+    "mobilenet": (lambda: TimmBackbone(name="mobilenetv3_small_100"), [4, 8, 16, 32]),
+    "timm hrnet": (lambda: TimmBackbone(name="hrnet_w18_small"), [4, 8, 16, 32]),
+    "timm swin, channels last": (lambda: TimmBackbone(name="swin_tiny_patch4_window7_224"), [4, 8, 16, 32]),
+    "HRNet": (lambda: HRNet(name="hrnet_w18_small"), [4, 8, 16, 32]),
+    "Swin": (lambda: Swin(**TINY_SWIN), [4, 8, 16, 32]),
+    "UPerFPN": (lambda: UPerFPN(bottom_up=Swin(**TINY_SWIN), in_features=["res2", "res4", "res5"]), None),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_shapes_are_true(name):
+    make, strides = BACKBONES[name]
+    backbone = make().eval()
+    shapes = backbone.output_shape()
+    with torch.no_grad():
+        maps = backbone(torch.randn(2, 3, 64, 96))
+    assert maps.keys() == shapes.keys()
+    for key, shape in shapes.items():
+        assert maps[key].shape == (2, shape.channels, 64 // shape.stride, 96 // shape.stride), key
+    assert 32 % max(shape.stride for shape in shapes.values()) == 0 and backbone.size_divisibility == 32
+    if strides:
+        assert list(shapes) == ["res2", "res3", "res4", "res5"]
+        assert [shape.stride for shape in shapes.values()] == strides
+
+
+def test_published_structures():
+    """Channels of the backbones in the paper's tables."""
+    with torch.device("meta"):
+        assert [s.channels for s in HRNet(name="hrnet_w48").output_shape().values()] == [48, 96, 192, 384]
+        resnet = TimmBackbone(name="resnet101", output_stride=8).output_shape()
+    assert [s.channels for s in resnet.values()] == [256, 512, 1024, 2048]
+
+
+def test_timm_maps_are_those_of_timm():
+    backbone = TimmBackbone(name="swin_tiny_patch4_window7_224").eval()
+    own = timm.create_model("swin_tiny_patch4_window7_224", features_only=True, img_size=448).eval()
+    own.load_state_dict(backbone.body.state_dict())
+    image = torch.randn(1, 3, 448, 448)
+    with torch.no_grad():
+        for ours, theirs in zip(backbone(image).values(), own(image)):
+            torch.testing.assert_close(ours, theirs.permute(0, 3, 1, 2))
+
+
+def test_hrnet_fuses_bilinearly():
+    """One fusion of timm's, computed by hand."""
+    backbone = HRNet(name="hrnet_w18_small").eval()
+    module = backbone.body.stage2[0]
+    fine, coarse = torch.randn(1, 16, 8, 8), torch.randn(1, 32, 4, 4)
+    conv, norm, _ = module.fuse_layers[0][1]
+    with torch.no_grad():
+        x, y = module.branches[0](fine), module.branches[1](coarse)
+        y = nn.functional.interpolate(norm(conv(y)), size=(8, 8), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(module([fine, coarse])[0], (x + y).relu())
+
+
+def test_swin_is_detectron2s():
+    ours = Swin(**TINY_SWIN).eval()
+    theirs = SwinTransformer(**TINY_SWIN).eval()
+    theirs.load_state_dict(ours.state_dict())
+    image = torch.randn(1, 3, 50, 71)
+    with torch.no_grad():
+        for x, y in zip(ours(image).values(), theirs(image).values()):
+            assert torch.equal(x, y)
+
+
+def test_swin_checkpointing_changes_memory_only():
+    torch.manual_seed(0)
+    plain = Swin(**TINY_SWIN)
+    checkpointed = Swin(**TINY_SWIN, checkpointing=True)
+    checkpointed.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    saved = []
+    for model in (plain, checkpointed):
+        count = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: count.append(x.numel()) or x, lambda x: x):  # noqa: B023
+            loss = sum(x.square().mean() for x in model(image).values())
+        loss.backward()
+        saved.append(sum(count))
+    assert saved[1] < saved[0] / 2
+    for x, y in zip(plain.parameters(), checkpointed.parameters()):
+        torch.testing.assert_close(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100"])  # the second has activations in its norms
+def test_frozen_and_sync_norms_compute_the_same(name):
+    image = torch.randn(1, 3, 64, 64)
+    plain = TimmBackbone(name=name).eval()
+    with torch.no_grad():
+        expected = plain(image)
+        for norm in ("FrozenBN", "SyncBN"):
+            other = TimmBackbone(name=name, norm=norm).eval()
+            other.load_state_dict(plain.state_dict(), strict=norm != "FrozenBN")
+            for key, x in other(image).items():
+                torch.testing.assert_close(x, expected[key])
+    frozen = TimmBackbone(name=name, norm="FrozenBN").train()
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in frozen.modules())
+    synced = TimmBackbone(name=name, norm="SyncBN")
+    norms = [m for m in synced.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(isinstance(m, nn.SyncBatchNorm) for m in norms)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "resnet81"}, "no model 'resnet81'; similar: .*resnet"),
+        ({"name": "vit_tiny_patch16_224"}, "gives 3 feature maps, expected four"),
+        ({"name": "hrnet_w18_small", "output_stride": 8}, "'hrnet_w18_small' does not take .*output_stride"),
+        ({"name": "hrnet_w18_small", "drop_path": 0.1}, "does not take .*drop_path"),
+        ({"name": "resnet18", "norm": "GN"}, "MODEL.BACKBONE.NORM is 'GN'"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        TimmBackbone(**options)
+
+
+def test_hrnet_refuses_other_models():
+    with pytest.raises(ValueError, match="MODEL.TIMM.NAME is 'resnet18': HRNet expects"):
+        HRNet(name="resnet18")
+
+
+def test_uper_refuses_unknown_maps():
+    with pytest.raises(ValueError, match="MODEL.UPER.IN_FEATURES .* gives .'res2', 'res3', 'res4', 'res5'.*'res9'"):
+        UPerFPN(bottom_up=TimmBackbone(name="resnet18"), in_features=["res2", "res9"])
+
+
+def test_uper_pads_as_its_backbone_wants():
+    class Square(TimmBackbone):
+        padding_constraints = {"square_size": 128}
+
+    pyramid = UPerFPN(bottom_up=Square(name="resnet18"), in_features=["res2", "res5"])
+    assert pyramid.padding_constraints == {"square_size": 128} and pyramid.size_divisibility == 32
+
+
+def test_uper_pyramid_by_hand():
+    """Levels from their definition, with weights that make each convolution a known map."""
+    pyramid = UPerFPN(
+        bottom_up=TimmBackbone(name="resnet18"), in_features=["res2", "res5"], out_channels=4, pool_scales=[1], norm=""
+    ).eval()
+    maps = {"res2": torch.rand(1, 64, 16, 16), "res5": torch.rand(1, 512, 2, 2)}
+    pyramid.bottom_up.forward = lambda image: maps
+    for module in pyramid.modules():
+        if isinstance(module, nn.Conv2d) and module.out_channels == 4:  # mean over channels, at the centre
+            nn.init.zeros_(module.weight)
+            module.weight.data[:, :, module.kernel_size[0] // 2, module.kernel_size[1] // 2] = 1 / module.in_channels
+    with torch.no_grad():
+        levels = pyramid(torch.zeros(1, 3, 64, 64))
+    fine, coarse = maps["res2"].mean(1, keepdim=True), maps["res5"].mean(1, keepdim=True)
+    p3 = (512 * coarse + 4 * coarse.mean()) / 516
+    p2 = fine + nn.functional.interpolate(p3, size=(16, 16), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(levels["p3"], p3.expand(1, 4, 2, 2))
+    torch.testing.assert_close(levels["p2"], p2.expand(1, 4, 16, 16))
+    assert levels["res2"] is maps["res2"]
+
+
+def test_detectron2_pyramid_over_a_timm_backbone():
+    cfg = default_config()
+    cfg.merge_from_list([item for pair in SMALL.items() for item in pair])
+    cfg.merge_from_list(["MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead", "MODEL.SEM_SEG_HEAD.NORM", "BN"])
+    names = ["res2", "res3", "res4", "res5"]
+    fpn = FPN(TimmBackbone(name="resnet18"), names, 16, norm="BN")
+    model = ContrastiveSegmentor(
+        backbone=fpn,
+        sem_seg_head=build_sem_seg_head(cfg, fpn.output_shape()),
+        pixel_mean=[0.0] * 3,
+        pixel_std=[255.0] * 3,
+    )
+    losses = model(make_batch((64, 64), (50, 40)))
+    losses["loss_sem_seg"].backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.eval()([{"image": make_batch((50, 40))[0]["image"]}])[0]["sem_seg"].shape == (5, 50, 40)
+
+
+def test_frozen_types_of_timm():
+    frozen = TimmBackbone(name="mobilenetv3_small_100", norm="FrozenBN")
+    assert any(isinstance(m, FrozenBatchNormAct2d) for m in frozen.modules())
+    assert not any(isinstance(m, FrozenBatchNorm2d) for m in frozen.modules())  # would drop the activation
+
+
+def test_from_config():
+    cfg = default_config()
+    cfg.merge_from_list(
+        ["MODEL.TIMM.NAME", "resnet18", "MODEL.TIMM.OUTPUT_STRIDE", 16, "MODEL.TIMM.DROP_PATH", 0.5]
+        + ["MODEL.BACKBONE.NORM", "FrozenBN"]
+    )
+    backbone = TimmBackbone(cfg, ShapeSpec(channels=3))
+    assert backbone.output_shape()["res5"].stride == 16
+    rates = [m.drop_prob for m in backbone.modules() if isinstance(m, timm.layers.DropPath)]
+    assert max(rates) == 0.5 and not any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
+    cfg.merge_from_list(["MODEL.SWIN.EMBED_DIM", 8, "MODEL.SWIN.NUM_HEADS", [1, 1, 1, 1], "MODEL.SWIN.DROP_PATH", 0.5])
+    swin = Swin(cfg, ShapeSpec(channels=3))
+    assert [len(stage.blocks) for stage in swin.layers] == [2, 2, 6, 2]
+    assert swin.layers[-1].blocks[-1].drop_path.drop_prob == 0.5

@@ -1,0 +1,127 @@
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from tiny_models import make_batch, small_config, small_model
+
+from d2_contrast.modeling import ContrastiveSegmentor
+
+UPER = "cityscapes/uper_r101_contrast_bs12_120k.yaml"
+
+
+def test_loss_names_and_weights():
+    losses = small_model(UPER)(make_batch((64, 96), (64, 96)))
+    scales = [f"loss_contrast_res{i}" for i in range(2, 6)]
+    pairs = ["loss_contrast_res2_res5", "loss_contrast_res2_res4"]
+    assert list(losses) == ["loss_sem_seg", "loss_aux_sem_seg", *scales, *pairs]
+    doubled = small_model(UPER, MODEL__CONTRAST__SCALE_WEIGHTS=[2.0, 1.4, 0.4, 0.1])(make_batch((64, 96), (64, 96)))
+    for name, factor in zip(scales + pairs, [2, 2, 1, 1, 1, 1]):
+        torch.testing.assert_close(doubled[name], factor * losses[name])
+
+
+def test_without_contrast_and_auxiliary_head():
+    model = small_model(UPER, MODEL__CONTRAST__ENABLED=False, MODEL__AUX_HEAD__NAME="")
+    assert list(model(make_batch((64, 64), (64, 64)))) == ["loss_sem_seg"]
+    assert not any(name.startswith(("projectors", "aux_head", "criterion")) for name in model.state_dict())
+    assert model.embed(model.eval().extract_features(make_batch((64, 64)))) == {}
+
+
+def test_auxiliary_loss_has_its_weight():
+    batch = make_batch((64, 64), (64, 64))
+    losses = small_model(UPER, MODEL__AUX_HEAD__DROPOUT=0.0)(batch)
+    heavier = small_model(UPER, MODEL__AUX_HEAD__DROPOUT=0.0, MODEL__AUX_HEAD__LOSS_WEIGHT=0.8)(batch)
+    torch.testing.assert_close(heavier["loss_aux_sem_seg"], 2 * losses["loss_aux_sem_seg"])
+
+
+def test_training_parts_do_not_run_at_inference():
+    model = small_model(UPER).eval()
+
+    def fail(*args):
+        raise AssertionError("ran at inference")
+
+    for module in (*model.projectors.values(), model.aux_head, model.criterion):
+        module.register_forward_pre_hook(fail)
+    assert model(make_batch((64, 64)))[0]["sem_seg"].shape == (5, 64, 64)
+    model.train()
+    with pytest.raises(AssertionError, match="ran at inference"):
+        model(make_batch((64, 64), (64, 64)))
+
+
+def test_inference_is_detectron2s():
+    """As SemanticSegmentor on backbone and head alone."""
+    from detectron2.modeling import SemanticSegmentor
+
+    model = small_model(UPER).eval()
+    plain = SemanticSegmentor(
+        backbone=model.backbone,
+        sem_seg_head=model.sem_seg_head,
+        pixel_mean=[123.675, 116.28, 103.53],
+        pixel_std=[58.395, 57.12, 57.375],
+    ).eval()
+    batch = make_batch((40, 56), (64, 40))
+    with torch.no_grad():
+        for ours, theirs in zip(model(batch), plain(batch)):
+            assert torch.equal(ours["sem_seg"], theirs["sem_seg"])
+
+
+def test_features_and_embeddings():
+    model = small_model(UPER).eval()
+    features = model.extract_features(make_batch((60, 90)))
+    assert {name: tuple(x.shape[2:]) for name, x in features.items()} == {
+        f"{kind}{level}": (64 // 2**level, 96 // 2**level) for kind in ("res", "p") for level in range(2, 6)
+    }
+    embeddings = model.embed(features)
+    assert list(embeddings) == ["res2", "res3", "res4", "res5"]
+    for x in embeddings.values():
+        assert x.shape[1] == 8 and not x.requires_grad
+        torch.testing.assert_close(x.norm(dim=1), torch.ones_like(x[:, 0]))
+
+
+def test_statistics_are_logged_at_their_period():
+    model = small_model(UPER, MODEL__CONTRAST__LOG_PERIOD=2)
+    logged = {}
+    with EventStorage() as storage:
+        for _ in range(3):
+            model(make_batch((64, 64), (64, 64)))
+            names = {name for name, (_, i) in storage.latest().items() if i == storage.iter}
+            logged[storage.iter] = {name for name in names if name.startswith("contrast/")}
+            storage.step()
+    assert "contrast/res2/num_anchors" in logged[0] and logged[0] == logged[2] and not logged[1]
+
+
+def test_warmup_follows_the_iteration():
+    model = small_model(UPER, MODEL__CONTRAST__WARMUP_ITERS=10)
+    batch = make_batch((64, 64), (64, 64))
+    with EventStorage(5):
+        torch.manual_seed(1)
+        half = model(batch)["loss_contrast_res2"]
+    with EventStorage(10):
+        torch.manual_seed(1)
+        full = model(batch)["loss_contrast_res2"]
+    torch.testing.assert_close(2 * half, full)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("SEM_SEG_HEAD__IN_FEATURES", ["p2", "p7"], "MODEL.SEM_SEG_HEAD.IN_FEATURES .*'res5', 'p2'.*not .'p7'"),
+        ("AUX_HEAD__IN_FEATURES", ["c4"], "MODEL.AUX_HEAD.IN_FEATURES .*'res5', 'p2'.*not .'c4'"),
+        ("CONTRAST__IN_FEATURES", ["res2", "x", "res4", "res5"], "MODEL.CONTRAST.IN_FEATURES .*'p5'.*not .'x'"),
+        ("CONTRAST__IN_FEATURES", [], "MODEL.CONTRAST.IN_FEATURES .*an empty list"),
+        ("UPER__IN_FEATURES", ["res2", "stem"], "MODEL.UPER.IN_FEATURES .*'res2', 'res3', 'res4', 'res5'.*'stem'"),
+        ("CONTRAST__SCALE_WEIGHTS", [1.0, 0.5], "MODEL.CONTRAST: scale_weights must have one entry for each"),
+        ("CONTRAST__CROSS_SCALE_WEIGHTS", [1.0], "MODEL.CONTRAST: cross_scale_weights must have one entry for each"),
+        ("CONTRAST__CROSS_SCALE_PAIRS", [["res2", "p5"], ["res2", "res4"]], "cross_scale_pairs must be pairs .*'p5'"),
+        ("CONTRAST__TEMPERATURE", 0.0, "MODEL.CONTRAST: .*temperature"),
+        ("CONTRAST__SAMPLER", "none", "MODEL.CONTRAST: sampler must be one of .*'none'"),
+    ],
+)
+def test_contradictory_configs(key, value, message):
+    with pytest.raises(ValueError, match=message):
+        ContrastiveSegmentor(small_config(UPER, **{f"MODEL__{key}": value}))
+
+
+@pytest.mark.parametrize("name", ["shapes/fpn_r18_contrast.yaml", "shapes/deeplabv3plus_r18_contrast.yaml"])
+def test_unknown_feature_of_detectron2s_heads(name):
+    """They pass over unknown names themselves."""
+    with pytest.raises(ValueError, match="MODEL.SEM_SEG_HEAD.IN_FEATURES .*not .'res9'"):
+        ContrastiveSegmentor(small_config(name, MODEL__SEM_SEG_HEAD__IN_FEATURES=["res9"]))

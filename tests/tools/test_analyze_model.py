@@ -1,0 +1,89 @@
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from tiny_models import CONFIGS, SMALL, STRUCTURES, small_config, small_model
+from torch import nn
+
+tool = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "analyze_model.py"))
+UPER = "cityscapes/uper_r101_contrast_bs12_120k.yaml"
+
+
+def arguments(name, *extra):
+    values = [str(item) for pair in (SMALL | STRUCTURES[name]).items() for item in pair]
+    return ["--config-file", str(CONFIGS / name), "--size", "50", "90", *values, *extra]
+
+
+def rows(text):
+    """{part: (parameters in millions, GFLOPs)}"""
+    pattern = r"^\s*([\w.]+)\s+([\d.]+)\s+([\d.]+)%\s+([\d.]+)\s+([\d.]+)%$"
+    return {m[1]: (float(m[2]), float(m[4])) for m in re.finditer(pattern, text, re.M)}
+
+
+def test_count_by_hand():
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 1, bias=False))
+    counts = tool["count"](module, torch.zeros(1, 3, 16, 20))
+    assert counts["0"] == (3 * 8 * 9 + 8, 3 * 8 * 9 * 320)
+    assert counts["1"] == (40, 40 * 320)
+    assert counts[""] == (264, (216 + 40) * 320)
+
+
+@pytest.mark.parametrize("name", [UPER, "cityscapes/hrnet_w48_contrast_bs12_120k.yaml", "shapes/fpn_r18_contrast.yaml"])
+def test_table(name, capsys):
+    assert tool["main"](arguments(name)) == 0
+    text = capsys.readouterr().out
+    table = rows(text)
+    model = small_model(name)
+
+    def millions(*modules):
+        return round(sum(p.numel() for module in modules for p in module.parameters()) / 1e6, 3)
+
+    assert text.startswith("One image of 64 x 96 pixels.")
+    assert table["inference"][0] == millions(model.backbone, model.sem_seg_head)
+    assert table["training"][0] == millions(model)
+    assert table["projectors"][0] == millions(model.projectors)
+    assert ("aux_head" in table) == (model.aux_head is not None)
+    assert table["inference"][1] == pytest.approx(table["backbone"][1] + table["sem_seg_head"][1], abs=2e-3)
+    extra = table["projectors"][1] + table.get("aux_head", (0, 0))[1]
+    assert table["training"][1] == pytest.approx(table["inference"][1] + extra, abs=2e-3)
+    expected = f"inference takes {table['inference'][0]:.3f} M parameters and {table['inference'][1]:.3f} GFLOPs"
+    assert expected in text and "the branch costs nothing there." in text
+
+
+def test_operations_of_projectors_by_hand():
+    """Two layers of each projector are followed by norms, which fvcore counts with one to five operations a value."""
+    model = build_model(small_config(UPER))
+    counts = tool["count"](tool["Training"](model), torch.zeros(1, 3, 64, 96))
+    products = norms = 0
+    for channels, stride in ((64, 4), (128, 8), (256, 16), (512, 32)):
+        positions = 64 * 96 // stride**2
+        products += positions * (channels**2 + channels * 8 + 8 * 8)
+        norms += positions * (channels + 8)
+    assert products + norms <= counts["projectors"][1] <= products + 5 * norms
+
+
+def test_baseline_has_no_branch(capsys):
+    assert tool["main"](arguments(UPER, "MODEL.CONTRAST.ENABLED", "False", "MODEL.AUX_HEAD.NAME", "")) == 0
+    text = capsys.readouterr().out
+    assert rows(text)["training"] == rows(text)["inference"] and "projectors" not in text
+    assert "contrastive branch" not in text
+
+
+def test_a_branch_that_runs_at_inference_would_show(capsys, monkeypatch):
+    class Wasteful(tool["Inference"]):
+        def __init__(self, model):
+            super().__init__(model)
+            self.projectors = model.projectors
+
+        def forward(self, image):
+            features = self.backbone(image)
+            for name, projector in self.projectors.items():
+                projector(features[name])
+            return self.sem_seg_head(features)[0]
+
+    monkeypatch.setitem(tool["main"].__globals__, "Inference", Wasteful)
+    tool["main"](arguments(UPER))
+    assert "the branch has a cost there!" in capsys.readouterr().out

@@ -1,0 +1,64 @@
+"""All pictures of a run: which are drawn, and that they are pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2_contrast.visualize import write_report
+
+CONFUSION = np.array([[5, 1, 0], [0, 9, 2], [0, 0, 7]])
+
+
+def check(paths, names):
+    assert [Path(p).name for p in paths] == names
+    for path in paths:
+        with Image.open(path) as image:
+            image.load()
+            width, height = image.size
+        assert 300 < width < 4000 and 300 < height < 4000
+        assert np.asarray(image.convert("L")).std() > 5, "an empty picture"
+
+
+def write_metrics(cfg):
+    Path(cfg.OUTPUT_DIR).mkdir()
+    records = [{"iteration": i, "total_loss": 3 - i / 10, "lr": 0.1} for i in range(10)]
+    Path(cfg.OUTPUT_DIR, "metrics.json").write_text("\n".join(map(json.dumps, records)))
+
+
+@pytest.mark.parametrize("contrast", [True, False])
+def test_a_labelled_dataset_gives_all_pictures(contrast, make_model, picture_dataset):
+    cfg = picture_dataset()
+    write_metrics(cfg)
+    model = make_model(contrast).train()
+    paths = write_report(cfg, model, CONFUSION)
+    check(paths, ["predictions.png", "tsne.png", "confusion.png", "curves.png"])
+    assert model.training
+
+
+def test_one_class_alone(make_model, picture_dataset):
+    paths = write_report(picture_dataset(labels=[1]), make_model(True), np.diag([0, 3, 0]))
+    check(paths, ["predictions.png", "tsne.png", "confusion.png"])
+
+
+def test_labels_that_are_all_ignored(make_model, picture_dataset):
+    paths = write_report(picture_dataset(labels=[255]), make_model(True), np.zeros((3, 3), int))
+    check(paths, ["predictions.png", "tsne.png", "confusion.png"])
+
+
+def test_images_without_labels(make_model, picture_dataset):
+    check(write_report(picture_dataset(labelled=False), make_model(True)), ["predictions.png"])
+
+
+def test_pictures_can_be_turned_off(make_model, picture_dataset):
+    cfg = picture_dataset()
+    cfg.VISUALIZE.NUM_IMAGES = cfg.VISUALIZE.TSNE_POINTS = 0
+    assert write_report(cfg, make_model(True)) == []
+
+
+def test_a_resized_image_is_labelled_where_it_should_be(make_model, picture_dataset):
+    cfg = picture_dataset()
+    cfg.INPUT.MIN_SIZE_TEST = 64
+    check(write_report(cfg, make_model(True)), ["predictions.png", "tsne.png"])
