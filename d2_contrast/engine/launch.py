@@ -28,16 +28,23 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
             torch.cuda.set_device(local_rank)
         dist.init_process_group("nccl" if has_gpu else "gloo")
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-        try:
-            main(args)
-        finally:
-            dist.destroy_process_group()
+        _work(main, args)
     else:
         spawn(
-            main,
+            _work,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args,),
+            args=(main, args),
         )
+
+
+def _work(main: Callable[[Namespace], object], args: Namespace) -> None:
+    try:
+        main(args)
+        # Who leaves while another still talks breaks the other's connection, and with it the process.
+        comm.synchronize()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,12 +1,9 @@
 """Two processes that share their anchors compute what one process with both batches computes."""
 
-import os
-import tempfile
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import run_in_two_processes
 
 from d2_contrast.contrast import MultiScaleContrast, Projector
 
@@ -51,8 +48,6 @@ SAMPLERS = ["class", "image_class"]
 
 
 def worker(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     results = {}
     for case in CASES:
         for sampler in SAMPLERS:
@@ -70,15 +65,14 @@ def worker(rank, folder):
     if rank == 1:  # smaller images, and other numbers of them
         features, labels = {n: f[:1, :, : f.shape[2] // 2] for n, f in features.items()}, labels[:1, :24]
     results["sizes apart"] = run(make_model(), features, labels, "class", seed=rank)
-    torch.save(results, os.path.join(folder, f"rank{rank}.pt"))
-    dist.destroy_process_group()
+    torch.save(results, folder / f"rank{rank}.pt")
 
 
 @pytest.fixture(scope="module")
-def results():
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, (folder,), nprocs=2)
-        return [torch.load(os.path.join(folder, f"rank{rank}.pt")) for rank in range(2)]
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    run_in_two_processes(worker, folder, folder)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

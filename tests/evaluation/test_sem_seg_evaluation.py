@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator, inference_on_dataset, print_csv_format
+from processes import run_in_two_processes
 from sklearn import metrics
 
 from d2_contrast.data import read_label
@@ -101,9 +101,8 @@ def test_a_dataset_without_classes_is_named():
         ConfusionEvaluator("no_such_classes")
 
 
-def evaluate_share(rank, dataset, scores, init_file, out):
+def evaluate_share(rank, dataset, scores, out):
     name, dicts, labels = dataset
-    torch.distributed.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
     MetadataCatalog.get(name).set(stuff_classes=["road", "tree", "person", "bus", "hat"])
     evaluator = ConfusionEvaluator(name, out)
     for i in range(rank, len(dicts), 2):
@@ -118,10 +117,6 @@ def test_two_processes_sum_their_counts(labelled_dataset, scores, tmp_path):
     alone = ConfusionEvaluator(name)
     run(alone, dicts, labels, scores)
     all_scores = [scores(label, i) for i, label in enumerate(labels)]
-    mp.spawn(
-        evaluate_share,
-        (labelled_dataset, all_scores, tmp_path / "init", str(tmp_path / "out")),
-        nprocs=2,
-    )
+    run_in_two_processes(evaluate_share, tmp_path, labelled_dataset, all_scores, str(tmp_path / "out"))
     saved = np.load(tmp_path / "out" / "confusion_matrix.npz")["confusion"]
     np.testing.assert_array_equal(saved, alone.confusion)

@@ -2,13 +2,12 @@
 
 import copy
 import math
-import os
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.checkpoint import DetectionCheckpointer
+from processes import run_in_two_processes
 from tiny_models import STRUCTURES, make_batch, small_model
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -138,10 +137,7 @@ def test_bfloat16(name):
     assert math.isclose(losses["loss_sem_seg"].item(), full.item(), rel_tol=0.1)
 
 
-def _train_in_two_processes(rank, port):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def train_with_another(rank):
     for name in STRUCTURES:
         options = {
             f"MODEL__{part}__NORM": "BN" for part in ("BACKBONE", "UPER", "SEM_SEG_HEAD", "AUX_HEAD", "CONTRAST")
@@ -157,8 +153,7 @@ def _train_in_two_processes(rank, port):
         totals = [torch.zeros_like(total) for _ in range(2)]
         dist.all_gather(totals, total)
         assert total.isfinite().all() and total.sum() > 0 and torch.equal(*totals), name
-    dist.destroy_process_group()
 
 
-def test_two_processes(unused_tcp_port):
-    mp.spawn(_train_in_two_processes, (unused_tcp_port,), nprocs=2)
+def test_two_processes(tmp_path):
+    run_in_two_processes(train_with_another, tmp_path)

@@ -1,0 +1,25 @@
+"""Two processes that talk through gloo, for the tests of what is done in parallel."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_in_two_processes(function: Callable, folder: Path, *args) -> None:
+    """Call ``function(rank, *args)`` in two processes of one group, which meet in a file of ``folder``.
+
+    The function must be importable by name, as must be its arguments.
+    """
+    mp.spawn(_work, (function, folder / "rendezvous", args), nprocs=2)
+
+
+def _work(rank: int, function: Callable, rendezvous: Path, args: tuple) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=rendezvous.as_uri(), rank=rank, world_size=2)
+    function(rank, *args)
+    # Who leaves while the other still talks breaks the other's connection, and with it the process.
+    dist.barrier()
+    dist.destroy_process_group()
