@@ -138,7 +138,7 @@ def draw_samples(cfg: CfgNode, name: str, samples: list[dict], augmented: bool):
         ax.axis("off")
     if labelled:
         present = sorted({c for s in picks for c in s["sem_seg"].unique().tolist() if c < len(colors)})
-        handles = [Patch(color=colors[c] / 255, label=metadata.stuff_classes[c]) for c in present]
+        handles = [Patch(facecolor=colors[c] / 255, edgecolor="gray", label=metadata.stuff_classes[c]) for c in present]
         legend_columns = max(1, int(3 * columns / legend_column_width(h.get_label() for h in handles)))
         fig.legend(handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False, fontsize=FONT_SIZE)
     return fig

@@ -95,7 +95,8 @@ def detect_label_encoding(file_names: Sequence[str], encodings: Mapping[str, Enc
     """Find out which encoding label files have, from the values in some of them.
 
     Encodings are told apart by the values that they do not have (labels that start at 1 have no 255, for
-    example). Where several fit, the one listed first is taken.
+    example). Where several fit, the one listed first is taken. A file that cannot be read, or that fits none by
+    itself, says nothing about the others: it is an error for whoever reads it for its content.
 
     Args:
         file_names: label files of a dataset; at most ``max_files`` of them, evenly spread, are read.
@@ -105,28 +106,36 @@ def detect_label_encoding(file_names: Sequence[str], encodings: Mapping[str, Enc
         The name of the encoding.
 
     Raises:
-        ValueError: no encoding has all the values found.
+        ValueError: no encoding has the values of any file, or files have different ones.
     """
     if len(encodings) == 1:
         return next(iter(encodings))
+
+    def fitting(values: Iterable[int]) -> list[str]:
+        return [name for name, table in encodings.items() if table.keys() >= set(values)]
+
     picks = np.linspace(0, len(file_names) - 1, min(max_files, len(file_names))).round().astype(int)
     found_in: dict[int, str] = {}
+    strange_in: dict[int, str] = {}
     for file_name in (file_names[i] for i in picks):
-        raw = read_raw_label(file_name)
-        values = np.flatnonzero(np.bincount(raw.ravel())) if raw.dtype == np.uint8 else np.unique(raw)
-        for value in values.tolist():
-            found_in.setdefault(value, file_name)
-        fitting = [name for name, table in encodings.items() if found_in.keys() <= table.keys()]
-        if not fitting:
-            wanted = "; ".join(f"{name} has {_ranges(t)}" for name, t in encodings.items())
-            odd = max(found_in, key=lambda v: sum(v not in t for t in encodings.values()))
-            raise ValueError(
-                f"{file_name}: with this file the labels fit no known encoding ({wanted}); "
-                f"values found so far: {_ranges(found_in)}, value {odd} first in {found_in[odd]}"
-            )
-        if len(fitting) == 1:
+        try:
+            raw = read_raw_label(file_name)
+        except (OSError, ValueError):
+            continue
+        values = (np.flatnonzero(np.bincount(raw.ravel())) if raw.dtype == np.uint8 else np.unique(raw)).tolist()
+        for value in values:
+            (found_in if fitting(values) else strange_in).setdefault(value, file_name)
+        if len(fitting(found_in)) <= 1:
             break
-    return fitting[0]
+    found_in = found_in or strange_in
+    if not fitting(found_in):
+        wanted = "; ".join(f"{name} has {_ranges(t)}" for name, t in encodings.items())
+        odd = max(found_in, key=lambda v: sum(v not in t for t in encodings.values()))
+        raise ValueError(
+            f"{file_name}: with this file the labels fit no known encoding ({wanted}); "
+            f"values found so far: {_ranges(found_in)}, value {odd} first in {found_in[odd]}"
+        )
+    return fitting(found_in)[0]
 
 
 def label_table(metadata: Metadata) -> Encoding:

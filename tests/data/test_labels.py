@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from detectron2.data import Metadata
@@ -121,9 +123,21 @@ def test_encoding_is_told_by_the_values(tmp_path, labels, found):
 
 
 def test_labels_that_fit_no_encoding_are_an_error(tmp_path):
-    files = write_all(tmp_path, [[[1, 2]], [[0, 3]], [[4, 255]]])
-    with pytest.raises(ValueError, match=r"2\.png.*raw has 0\.\.4; shifted has 0\.\.3, 255.*0\.\.4, 255"):
+    files = write_all(tmp_path, [[[4, 255]], [[0, 4, 255]]])
+    with pytest.raises(ValueError, match=r"1\.png.*raw has 0\.\.4; shifted has 0\.\.3, 255.*0, 4, 255.*in .*0\.png"):
         detect_label_encoding(files, ENCODINGS)
+
+
+def test_labels_of_different_encodings_are_an_error(tmp_path):
+    files = write_all(tmp_path, [[[0, 3]], [[0, 9]]])
+    with pytest.raises(ValueError, match=r"1\.png.*other has 0, 9\); values found so far: 0, 3, 9"):
+        detect_label_encoding(files, {**ENCODINGS, "other": {0: 255, 9: 0}})
+
+
+def test_bad_files_do_not_hide_the_encoding_of_the_others(tmp_path):
+    files = write_all(tmp_path, [[[1, 9]], [[1, 2]], [[0, 255]], [[3, 3]]])
+    Path(files[1]).write_bytes(b"no image")
+    assert detect_label_encoding(files, ENCODINGS) == "shifted"
 
 
 def test_ambiguous_dataset_must_be_loaded_before_its_labels_are_read(tmp_path):

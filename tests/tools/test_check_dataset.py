@@ -78,6 +78,18 @@ def test_problems_are_listed_by_file(garden, capsys):
     assert not (root / "out" / "browse.png").exists()  # no sample is intact
 
 
+def test_problems_of_a_benchmark_are_listed_by_file(root, capsys):
+    """Files that say nothing about the encoding of the labels do not keep the others from being checked."""
+    broken, odd, *_ = miniatures.ade20k(root)
+    broken.write_bytes(broken.read_bytes()[:60])
+    Image.new("L", (64, 48), 200).save(odd)
+    assert main(["ade20k_150_train", "--output", str(root)]) == 1
+    out = capsys.readouterr().out
+    assert f"{broken.name}: cannot read this label map" in out
+    assert f"{odd.name}: label value 200 (3072 pixels) is outside the classes of dataset 'ade20k_150_train'" in out
+    assert out.endswith("3 problems\n")  # the number of images is the third
+
+
 def test_benchmark_counts_are_compared_with_the_published_ones(root, capsys):
     miniatures.cityscapes(root)
     assert main(["cityscapes_19_val", "--output", str(root)]) == 1
