@@ -225,7 +225,8 @@ def _add_input(cfg: CN) -> None:
 
 
 def _add_solver(cfg: CN) -> None:
-    # "SGD" or "AdamW".
+    # "SGD" or "AdamW". CLIP_GRADIENTS is Detectron2's, whose CLIP_TYPE "value" and "norm" look at each parameter by
+    # itself; with "full_model" the norm of all gradients together is at most CLIP_VALUE.
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Factor on the learning rate of all that is not the backbone (to which a pyramid belongs).
     cfg.SOLVER.HEAD_LR_FACTOR = 1.0

@@ -7,6 +7,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
 OPTIMIZERS = ("SGD", "AdamW")
+CLIP_TYPES = ("value", "norm", "full_model")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -14,10 +15,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     The learning rate is BASE_LR, times HEAD_LR_FACTOR outside the backbone. Weight decay is WEIGHT_DECAY, but
     WEIGHT_DECAY_NORM for normalisation layers, WEIGHT_DECAY_BIAS (if set) for biases and 0 for parameters in
-    NO_DECAY_NAMES. Gradients are clipped as CLIP_GRADIENTS says.
+    NO_DECAY_NAMES. Gradients are clipped as CLIP_GRADIENTS says: each parameter's by itself, as Detectron2 does, or by
+    the norm of all together ("full_model").
 
     Raises:
-        ValueError: the optimizer is unknown.
+        ValueError: the optimizer or the way of clipping is unknown.
     """
     solver = cfg.SOLVER
     params = get_default_optimizer_params(
@@ -31,9 +33,20 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         overrides={name: {"weight_decay": 0.0} for name in solver.NO_DECAY_NAMES},
     )
     if solver.OPTIMIZER == "SGD":
-        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
-        return optimizer(params, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
-    if solver.OPTIMIZER == "AdamW":
-        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        return optimizer(params, solver.BASE_LR)
-    raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}: expected one of {OPTIMIZERS}")
+        optimizer = torch.optim.SGD(params, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    elif solver.OPTIMIZER == "AdamW":
+        optimizer = torch.optim.AdamW(params, solver.BASE_LR)
+    else:
+        raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}: expected one of {OPTIMIZERS}")
+    clip = solver.CLIP_GRADIENTS
+    if clip.CLIP_TYPE not in CLIP_TYPES:
+        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}: expected one of {CLIP_TYPES}")
+    if clip.CLIP_TYPE != "full_model":
+        return maybe_add_gradient_clipping(cfg, optimizer)
+
+    def clip_all(*_) -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), clip.CLIP_VALUE, clip.NORM_TYPE)
+
+    if clip.ENABLED:
+        optimizer.register_step_pre_hook(clip_all)
+    return optimizer

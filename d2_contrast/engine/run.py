@@ -13,6 +13,9 @@ from ..visualize import write_report
 from .averaging import averaged_weights, build_average
 from .trainer import Trainer, build_checkpointer
 
+# What a network is trained with but does not need for a prediction, by the start of its tensors' names.
+TRAINING_ONLY = ("aux_head.", "projectors.")
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,7 +42,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict:
     With SOLVER.EMA.ENABLED the moving average that the checkpoint holds is evaluated, as in training.
 
     Raises:
-        ValueError: there are no weights to evaluate.
+        ValueError: there are no weights to evaluate, or they are not those of a whole network.
     """
     model = Trainer.build_model(cfg)
     average = build_average(cfg, model)
@@ -51,6 +54,11 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict:
             f"OUTPUT_DIR ({cfg.OUTPUT_DIR})"
         )
     checkpointer.load(path)
+    if missing := [name for name in checkpointer.missing if not name.startswith(TRAINING_ONLY)]:
+        raise ValueError(
+            f"{path} holds no weights for {len(missing)} tensors of this network ({missing[0]}, ...), which would be "
+            "evaluated with random ones: --eval-only needs a checkpoint of the whole network"
+        )
     if average is not None and not average.n_averaged:
         logger.warning("SOLVER.EMA.ENABLED is set but %s holds no average: evaluating its weights themselves", path)
     with averaged_weights(model, average):

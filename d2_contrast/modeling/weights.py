@@ -54,7 +54,11 @@ logger = logging.getLogger(__name__)
 
 
 class ContrastCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which also takes the weights of backbones as their authors publish them."""
+    """Detectron2's checkpointer, which also takes the weights of backbones as their authors publish them.
+
+    Attributes:
+        missing: names of the model's tensors that the last file did not have.
+    """
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, allow_pickle: bool = False, **checkpointables):
         """
@@ -66,6 +70,7 @@ class ContrastCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **checkpointables)
         self.allow_pickle = allow_pickle
+        self.missing: list[str] = []
         self._path = ""
 
     def _load_file(self, filename: str) -> dict:
@@ -121,10 +126,11 @@ class ContrastCheckpointer(DetectionCheckpointer):
             return incompatible
         self._convert_ndarray_to_tensor(weights)
         load_backbone(backbone, checkpoint.pop("model"), self._path)
+        self.missing = [name for name in self.model.state_dict() if not name.startswith(prefix)]
         return None
 
     def _report(self, incompatible, prefix: str) -> None:
-        missing = [name for name in incompatible.missing_keys if not name.endswith(DERIVED)]
+        self.missing = missing = [name for name in incompatible.missing_keys if not name.endswith(DERIVED)]
         state = self.model.state_dict()
         total = [name for name in state if not name.endswith(DERIVED)]
         summary = (

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -45,22 +47,42 @@ def test_settings_reach_the_optimizer():
     assert isinstance(build_optimizer(cfg, Network()), torch.optim.AdamW)
 
 
-def test_gradients_are_clipped():
+@pytest.mark.parametrize(
+    ("clip_type", "bias", "table"),
+    [
+        ("value", [0.5, -0.5, 0.25, 0.0], [0.0, 0.0, 0.0, 0.0, 0.5]),
+        ("norm", [0.3, -0.4, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.5]),  # of each: 5 and 12
+        ("full_model", [1.5 / 13, -2 / 13, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 6 / 13]),  # of both together: 13
+    ],
+)
+@pytest.mark.parametrize("loss_scale", [1.0, 1024.0])
+def test_gradients_are_clipped(clip_type, bias, table, loss_scale):
+    """By hand; gradients of a scaled loss, of mixed precision, are clipped as they are without the scale."""
     cfg = default_config()
     cfg.merge_from_list(["SOLVER.BASE_LR", 1.0, "SOLVER.MOMENTUM", 0.0, "SOLVER.WEIGHT_DECAY", 0.0])
-    cfg.merge_from_list(["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.5])
+    cfg.SOLVER.CLIP_GRADIENTS.merge_from_list(["ENABLED", True, "CLIP_TYPE", clip_type, "CLIP_VALUE", 0.5])
     network = Network()
-    before = network.conv.bias.detach().clone()
+    before = copy.deepcopy(network)
     optimizer = build_optimizer(cfg, network)
+    scaler = torch.amp.GradScaler("cpu", init_scale=loss_scale)
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    network.conv.bias.grad = torch.tensor([3.0, -3.0, 0.25, 0.0])
-    optimizer.step()
-    torch.testing.assert_close(before - network.conv.bias.detach(), torch.tensor([0.5, -0.5, 0.25, 0.0]))
+    last = 0.25 if clip_type == "value" else 0.0
+    network.conv.bias.grad = loss_scale * torch.tensor([3.0, -4.0, last, 0.0])
+    network.relative_position_bias_table.grad = loss_scale * torch.tensor([0.0, 0.0, 0.0, 0.0, 12.0])
+    scaler.scale(torch.zeros(()))
+    scaler.step(optimizer)
+    torch.testing.assert_close(before.conv.bias - network.conv.bias, torch.tensor(bias))
+    torch.testing.assert_close(
+        before.relative_position_bias_table - network.relative_position_bias_table, torch.tensor(table)
+    )
 
 
-def test_unknown_optimizer():
+@pytest.mark.parametrize(
+    ("key", "value"), [("SOLVER.OPTIMIZER", "Adamw"), ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "whole_model")]
+)
+def test_unknown_names(key, value):
     cfg = default_config()
-    cfg.SOLVER.OPTIMIZER = "Adamw"
-    with pytest.raises(ValueError, match="SOLVER.OPTIMIZER is 'Adamw'"):
+    cfg.merge_from_list([key, value])
+    with pytest.raises(ValueError, match=f"{key} is '{value}': expected one of"):
         build_optimizer(cfg, Network())

@@ -47,12 +47,21 @@ def test_seed_makes_runs_equal(make_cfg, tmp_path):
     assert runs[0] and runs[0] == runs[1]
 
 
-def test_resumed_training_equals_uninterrupted(make_cfg, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["SOLVER.ACCUMULATION_STEPS", 2, "SOLVER.OPTIMIZER", "AdamW", "SOLVER.CLIP_GRADIENTS.ENABLED", True],
+        ["SOLVER.AMP.ENABLED", True],
+        ["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16"],
+    ],
+    ids=["accumulation", "float16", "bfloat16"],
+)
+def test_resumed_training_equals_uninterrupted(make_cfg, tmp_path, monkeypatch, options):
     """The same batch throughout and no random sampling: what is left is what a checkpoint has to carry."""
-    options = ["SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.5]
+    options = [*options, "SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.5]
     base = "uper_r18.yaml"
     batch = next(iter(Trainer.build_train_loader(make_cfg(*options, base=base))))
-    monkeypatch.setattr(Trainer, "build_train_loader", classmethod(lambda cls, cfg: [batch] * 4))
+    monkeypatch.setattr(Trainer, "build_train_loader", classmethod(lambda cls, cfg: [batch] * 8))
 
     whole = Trainer(make_cfg(*options, "OUTPUT_DIR", tmp_path / "whole", base=base))
     whole.train()
@@ -70,6 +79,8 @@ def test_resumed_training_equals_uninterrupted(make_cfg, tmp_path, monkeypatch):
     torch.testing.assert_close(second.average.state_dict(), whole.average.state_dict())
     assert second.scheduler.get_last_lr() == whole.scheduler.get_last_lr()
     torch.testing.assert_close(second.optimizer.state_dict()["state"], whole.optimizer.state_dict()["state"])
+    scales = [trainer._trainer.grad_scaler.state_dict() for trainer in (second, whole)]
+    assert scales[0] == scales[1]
     assert second.last_results["sem_seg"] == pytest.approx(whole.last_results["sem_seg"], nan_ok=True)
 
     weights = tmp_path / "parts" / "model_final.pth"
@@ -100,6 +111,23 @@ def _recording(trainer, weights, after_step):
 def test_evaluation_needs_weights(make_cfg):
     with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS"):
         evaluate(make_cfg())
+
+
+def test_evaluation_needs_a_whole_network(make_cfg, tmp_path):
+    """What is for training alone may be missing; a head may not, nor have another number of classes."""
+    model = Trainer.build_model(make_cfg())
+    state = model.state_dict()
+    path = tmp_path / "weights.pth"
+    cfg = make_cfg("MODEL.WEIGHTS", path)
+
+    torch.save({"model": {k: v for k, v in state.items() if not k.startswith(("projectors.", "aux_head."))}}, path)
+    evaluate(cfg)
+    torch.save({k: v for k, v in state.items() if k.startswith("backbone.bottom_up.")}, path)
+    with pytest.raises(ValueError, match=r"weights\.pth holds no weights for .* of the whole network"):
+        evaluate(cfg)
+    torch.save({"model": {k: v[:5] if "predictor" in k else v for k, v in state.items()}}, path)
+    with pytest.raises(ValueError, match=r"no weights for 2 tensors of this network \(sem_seg_head\.predictor"):
+        evaluate(cfg)
 
 
 @pytest.mark.parametrize("base", ["fpn_r18_contrast.yaml", "deeplabv3plus_r18_contrast.yaml", "uper_r18.yaml"])
