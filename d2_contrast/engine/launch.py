@@ -43,8 +43,7 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
 def _work(main: Callable[[Namespace], object], args: Namespace) -> None:
     try:
         main(args)
-        # Who leaves while another still talks breaks the other's connection, and with it the process.
-        comm.synchronize()
+        comm.synchronize()  # who leaves while another still talks breaks its connection
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
