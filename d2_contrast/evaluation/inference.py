@@ -133,10 +133,14 @@ class MultiViewInference(nn.Module):
                         buffer = logits.new_zeros(logits.shape[0], window[0], width, dtype=torch.float32)
                     buffer[:, :, left : left + window[1]] += logits
             done = below - top
-            count = rows[top:below, None] * columns
-            yield buffer[:, :done] / count.to(buffer.device)
+            count = (rows[top:below, None] * columns).to(buffer.device)
+            for first in range(0, done, ROWS_PER_BAND):
+                band = slice(first, min(first + ROWS_PER_BAND, done))
+                yield buffer[:, band] / count[band]
             # The rows that the next windows overlap move up.
-            buffer = torch.cat([buffer[:, done:], torch.zeros_like(buffer[:, :done])], dim=1)
+            overlap = buffer[:, done:].clone()
+            buffer[:, : window[0] - done] = overlap
+            buffer[:, window[0] - done :] = 0
 
     def _run(self, images: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
         outputs = self.model([{"image": image, "height": size[0], "width": size[1]} for image in images])
