@@ -13,7 +13,8 @@ __all__ = ["SAMPLERS", "choose_positions", "resize_labels", "sample_anchors", "s
 
 SAMPLERS = ("class", "image_class")
 
-_IGNORED = torch.iinfo(torch.int64).max
+# Positions are sorted by class and image in 32 bits: half the memory of 64 takes two thirds of the time.
+_IGNORED = torch.iinfo(torch.int32).max
 
 
 @torch.compiler.disable
@@ -120,7 +121,7 @@ def choose_positions(
     of every image gives V.
 
     Args:
-        labels: (P,), class of each position, image after image.
+        labels: (P,), class of each position, below 2^31 / number of images; image after image.
         image_sizes: number of positions of each image; P in all.
         sampler: "class" or "image_class", the group whose size is K or V.
         max_anchors: upper bound on the number of chosen positions; K or V is lowered to keep it.
@@ -141,13 +142,13 @@ def choose_positions(
 
     def shuffled(count: int) -> Tensor:
         device = labels.device if generator is None else generator.device
-        return torch.randperm(count, generator=generator, device=device).to(labels.device)
+        return torch.randperm(count, generator=generator, device=device, dtype=torch.int32).to(labels.device)
 
     # Images in random order, so that none is preferred where a quota does not divide evenly; then positions in random
     # order, sorted by class and image: the first of a group are a random choice from it.
     sizes = torch.tensor(image_sizes, device=labels.device)
     codes = shuffled(num_images).repeat_interleave(sizes, output_size=size)
-    codes.add_(labels, alpha=num_images).masked_fill_(labels == ignore_label, _IGNORED)
+    codes.add_(labels.int(), alpha=num_images).masked_fill_(labels == ignore_label, _IGNORED)
     shuffle = shuffled(size)
     codes, order = codes.index_select(0, shuffle).sort()
 
@@ -171,7 +172,7 @@ def choose_positions(
     quotas, starts = quotas.flatten(), (table.flatten().cumsum(0) - table.flatten())
     within = torch.arange(int(quotas.sum())) - (quotas.cumsum(0) - quotas).repeat_interleave(quotas)
     index = (starts.repeat_interleave(quotas) + within).to(labels.device)
-    return shuffle[order[index]]
+    return shuffle[order[index]].long()
 
 
 def share_out(available: Tensor, total: int) -> Tensor:
