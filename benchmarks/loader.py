@@ -21,8 +21,8 @@ import torch
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from PIL import Image
-from tabulate import tabulate
 
+from benchmarks.common import machine, markdown
 from d2_contrast.config import default_config
 from d2_contrast.data import SemSegMapper, mapper
 from d2_contrast.data.datasets.cityscapes import LABEL_ENCODINGS
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="number of different images")
     parser.add_argument("--rounds", type=int, default=5, help="times each mapper goes over them")
     args = parser.parse_args()
+    print(machine())
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     np.random.seed(0)
@@ -120,7 +121,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         raw, train = write_files(Path(folder), args.images)
         size = np.mean([Path(r["file_name"]).stat().st_size for r in raw]) / 1e6
-        print(f"{args.images} images of {SIZE[0]} x {SIZE[1]}, {size:.1f} MB each as PNG; crop {CROP[0]} x {CROP[1]}")
+        print(f"{args.images} images of {SIZE[0]} x {SIZE[1]}, {size:.1f} MB each as PNG; crop {CROP[0]} x {CROP[1]}\n")
         ours = our_mapper()
         runs = {"d2_contrast SemSegMapper": (ours, raw), "Detectron2 DatasetMapper": (detectron2_mapper(), train)}
         seconds: dict[str, list[float]] = defaultdict(list)
@@ -130,12 +131,14 @@ def main() -> None:
                 for record in records:
                     apply(record)
                 seconds[name].append((time.perf_counter() - start) / len(records))
-        rows = [(name, f"{1 / np.median(s):.1f}", f"{1000 * np.median(s):.1f}") for name, s in seconds.items()]
-        print(tabulate(rows, headers=["mapper", "images/s per worker", "ms per image"]))
+        medians = {name: float(np.median(s)) for name, s in seconds.items()}
+        rows = [(name, 1 / s, 1000 * s) for name, s in medians.items()]
+        print(markdown(["mapper", "images/s per worker", "ms per image"], rows))
         steps = share_per_step(ours, raw * 2)
         total = sum(steps.values())
-        rows = [(name, f"{ms:.1f}", f"{ms / total:.0%}") for name, ms in steps.items()]
-        print(tabulate(rows, headers=["step of SemSegMapper", "ms", "share"]))
+        print()
+        rows = [(name, ms, f"{ms / total:.0%}") for name, ms in steps.items()]
+        print(markdown(["step of SemSegMapper", "ms", "share"], rows))
 
 
 if __name__ == "__main__":
