@@ -8,8 +8,10 @@ has another denominator: only its time and memory compare.
 """
 
 import argparse
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import torch
@@ -89,20 +91,29 @@ def matrix_products(anchors: int, dim: int) -> Callable[[], None]:
     return run
 
 
-def measure_memory(name: str, anchors: int, dim: int, classes: int) -> float:
-    """Peak memory of one step beyond inputs and gradients, MB, in this fresh process."""
+def measure(name: str, anchors: int, dim: int, classes: int, repeats: int) -> tuple[float, float]:
+    """Median seconds of a step and its peak memory beyond inputs and gradients, MB, in this fresh process."""
     step(name, 500, dim, classes)()  # loads libraries and starts threads
     run = step(name, anchors, dim, classes)
-    before = peak_memory_mb()
-    run()
+    seconds = []
+
+    def repeat() -> None:
+        for _ in range(repeats):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+
+    memory = peak_memory_mb(repeat)
     gradients = (1 + LOSSES[name][1]) * anchors * dim * 4 / 1e6
-    return peak_memory_mb() - before - gradients
+    return statistics.median(seconds), memory - gradients
 
 
-def memory_in_subprocess(name: str, anchors: int, args: argparse.Namespace) -> float:
+def measure_in_subprocess(name: str, anchors: int, args: argparse.Namespace, repeats: int) -> tuple[float, float]:
     command = [sys.executable, "-m", "benchmarks.info_nce", "--measure", name, "--anchors", str(anchors)]
-    command += ["--dim", str(args.dim), "--classes", str(args.classes)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    command += ["--dim", str(args.dim), "--classes", str(args.classes), "--repeats", str(repeats)]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    seconds, memory = map(float, output.split())
+    return seconds, memory
 
 
 def compare(args: argparse.Namespace) -> str:
@@ -115,7 +126,7 @@ def compare(args: argparse.Namespace) -> str:
     rows = []
     for name in functions:
         own = f"{name.split(':')[0]}: d2_contrast"
-        memory = memory_in_subprocess(name, args.anchors, args) if name in LOSSES else "-"
+        memory = measure_in_subprocess(name, args.anchors, args, 1)[1] if name in LOSSES else "-"
         ratio = seconds[name] / seconds[own] if own in seconds else "-"
         rows.append([name, seconds[name], seconds[name] / unit, ratio, memory])
     header = ["", "seconds", "units", "times the time of d2_contrast", "MB beyond inputs and gradients"]
@@ -123,20 +134,20 @@ def compare(args: argparse.Namespace) -> str:
 
 
 def growth(args: argparse.Namespace) -> tuple[str, dict[str, list[tuple[int, float, float]]]]:
-    """Time and memory over the number of anchors; the A x A forms stop at --anchors."""
+    """Time and memory over the number of anchors, each in a process of its own; A x A forms stop at --anchors."""
     points: dict[str, list[tuple[int, float, float]]] = {name: [] for name in LOSSES}
     for anchors in args.sizes:
-        names = [n for n in LOSSES if "d2_contrast" in n or anchors <= args.anchors]
-        repeats = args.repeats if anchors <= args.anchors else 1
-        seconds = time_side_by_side({n: step(n, anchors, args.dim, args.classes) for n in names}, repeats)
-        for name in names:
-            points[name].append((anchors, seconds[name], memory_in_subprocess(name, anchors, args)))
-    rows = []
-    for i, anchors in enumerate(args.sizes):
-        cells = [points[name][i][1:] if i < len(points[name]) else ("-", "-") for name in LOSSES]
-        rows.append([anchors, *(cell for pair in cells for cell in pair)])
-    header = ["anchors", *(f"{name}, {quantity}" for name in LOSSES for quantity in ("s", "MB"))]
-    return markdown(header, rows), points
+        for name in LOSSES:
+            if "d2_contrast" in name or anchors <= args.anchors:
+                repeats = args.repeats if anchors <= args.anchors else 1
+                points[name].append((anchors, *measure_in_subprocess(name, anchors, args, repeats)))
+    tables = []
+    for column, quantity in ((1, "seconds"), (2, "MB beyond inputs and gradients")):
+        rows = []
+        for i, anchors in enumerate(args.sizes):
+            rows.append([anchors, *(p[i][column] if i < len(p) else "-" for p in points.values())])
+        tables.append(f"{quantity}:\n\n" + markdown(["anchors", *points], rows))
+    return "\n\n".join(tables), points
 
 
 def plot(points: dict[str, list[tuple[int, float, float]]], path: str) -> None:
@@ -147,10 +158,14 @@ def plot(points: dict[str, list[tuple[int, float, float]]], path: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
-    for axis, column, label in zip(axes, (1, 2), ("seconds, forward + backward", "MB beyond inputs and gradients")):
-        for name, values in points.items():
-            style = "--" if name.startswith("across") else "-"
-            axis.loglog([v[0] for v in values], [max(v[column], 0.1) for v in values], f"o{style}", label=name)
+    colors = {"d2_contrast": "tab:blue", "textbook": "tab:orange", "SupConLoss": "tab:green"}
+    for name, values in points.items():
+        kind, form = name.split(": ")
+        style = dict(marker="o", linestyle="--" if kind == "across sets" else "-", color=colors[form], label=name)
+        anchors, seconds, memory = zip(*values)
+        axes[0].loglog(anchors, seconds, **style)
+        axes[1].loglog(anchors, [max(mb, 1) for mb in memory], **style)  # below lies what the allocator keeps
+    for axis, label in zip(axes, ("seconds, forward + backward", "MB beyond inputs and gradients")):
         axis.set_xlabel("anchors")
         axis.set_ylabel(label)
         axis.grid(True, which="both", alpha=0.3)
@@ -170,13 +185,13 @@ def main() -> None:
     parser.add_argument("--measure", choices=list(LOSSES), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(measure_memory(args.measure, args.anchors, args.dim, args.classes))
+        print(*measure(args.measure, args.anchors, args.dim, args.classes, args.repeats))
         return
     print(f"{machine()}\n\nA = {args.anchors:,}, d = {args.dim}, {args.classes} classes, float32:\n", flush=True)
     print(compare(args), flush=True)
     if args.sizes:
-        table, points = growth(args)
-        print(f"\nGrowth with the number of anchors:\n\n{table}", flush=True)
+        tables, points = growth(args)
+        print(f"\nGrowth with the number of anchors, {tables}", flush=True)
         if args.plot:
             plot(points, args.plot)
 

@@ -59,7 +59,8 @@ def compare(name: str, repeats: int, overrides: list[str]) -> list[object]:
     path, images = MODELS[name]
     steps = {}
     for enabled in (False, True):
-        options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.CONTRAST.ENABLED", str(enabled), *overrides]
+        options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.BACKBONE.PRETRAINED", "False"]
+        options += ["MODEL.CONTRAST.ENABLED", str(enabled), *overrides]
         cfg = load_config(path, options)
         steps[enabled] = step(cfg, images)
     seconds = time_side_by_side(steps, repeats)
