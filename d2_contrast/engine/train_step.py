@@ -62,4 +62,5 @@ class TrainStep(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
-        self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        if state_dict["grad_scaler"]:  # empty if the run did not scale its loss so far
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

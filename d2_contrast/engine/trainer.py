@@ -67,6 +67,12 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """See DefaultTrainer. A poly schedule ends at MAX_ITER, even if the run to resume had another."""
+        super().resume_or_load(resume)
+        if hasattr(self.scheduler, "max_iters"):
+            self.scheduler.max_iters = self.max_iter
+
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks; the average is updated before any of them can save or evaluate it."""
         hooks = [

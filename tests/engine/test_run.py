@@ -88,6 +88,19 @@ def test_resumed_training_equals_uninterrupted(make_cfg, tmp_path, monkeypatch, 
     assert average["sem_seg"] == pytest.approx(whole.last_results["sem_seg"], nan_ok=True)
 
 
+def test_a_run_can_be_resumed_with_other_settings(make_cfg):
+    base = "uper_r18.yaml"
+    train(make_cfg("SOLVER.MAX_ITER", 2, base=base))
+    cfg = make_cfg("SOLVER.MAX_ITER", 4, "SOLVER.AMP.ENABLED", True, "SOLVER.EMA.ENABLED", True, base=base)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 2
+    trainer.train()
+    rates = [line["lr"] for line in metrics_of(cfg.OUTPUT_DIR) if "lr" in line]
+    assert rates[-1] == pytest.approx(cfg.SOLVER.BASE_LR * 0.25**cfg.SOLVER.POLY_LR_POWER)  # at the last of 4
+    assert trainer._trainer.grad_scaler.is_enabled() and trainer.average.n_averaged == 2
+
+
 def test_average_follows_the_weights(make_cfg):
     cfg = make_cfg("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.25, "SOLVER.MAX_ITER", 3, base="uper_r18.yaml")
     trainer = Trainer(cfg)
