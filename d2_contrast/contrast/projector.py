@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 __all__ = ["Projector"]
 
@@ -34,3 +35,7 @@ class Projector(nn.Sequential):
             layers += [nn.Conv2d(width, hidden, 1, bias=False), nn.ReLU(inplace=True), norm(hidden)]
             width = hidden
         super().__init__(*layers, nn.Conv2d(width, out_channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # With channels last, a 1x1 convolution is a plain matrix product, and an anchor lies in one piece.
+        return super().forward(x.contiguous(memory_format=torch.channels_last))
