@@ -54,6 +54,7 @@ class TrainStep(SimpleTrainer):
                 means[name] += value.detach() / self.accumulation_steps
         # Raises if a loss is not finite, before that reaches the weights.
         SimpleTrainer.write_metrics(means, data_time, self.iter)
+        self.grad_scaler.unscale_(self.optimizer)  # before the optimizer clips them
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
