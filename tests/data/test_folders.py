@@ -79,6 +79,14 @@ def test_dataset_without_labels(root):
     assert all("sem_seg_file_name" not in r for r in DatasetCatalog.get("garden"))
 
 
+def test_linked_folders_are_searched(root):
+    for kind in ("images", "labels"):
+        (root / f"garden/{kind}/deep").rename(root / f"{kind}_elsewhere")
+        (root / f"garden/{kind}/deep").symlink_to(root / f"{kind}_elsewhere")
+    register_folders([entry()])
+    assert [Path(r["file_name"]).name for r in DatasetCatalog.get("garden")] == ["0.jpg", "1.jpg"]
+
+
 def test_label_suffix(root):
     register_folders([entry(label_suffix="_mask.tif")])
     assert DatasetCatalog.get("garden")[0]["sem_seg_file_name"].endswith("labels/0_mask.tif")

@@ -1,5 +1,6 @@
 """What the registration of a dataset on disk has in common."""
 
+import glob
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -81,12 +82,12 @@ def first_existing(root: Path, candidates: Iterable[str]) -> Path:
 
 
 def list_files(folder: Path, pattern: str) -> list[Path]:
-    """Files in ``folder`` that match a glob pattern, sorted.
+    """Files in ``folder`` that match a glob pattern, sorted; "**" also leads into folders that are links.
 
     Raises:
         FileNotFoundError: there are none.
     """
-    files = sorted(folder.glob(pattern))
+    files = sorted(folder / name for name in glob.glob(pattern, root_dir=folder, recursive=True))
     if not files:
         raise FileNotFoundError(f"no file matches {folder / pattern}")
     return files
