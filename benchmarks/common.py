@@ -4,6 +4,8 @@ import os
 import platform
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -46,6 +48,12 @@ def _memory_kb(entry: str) -> int:
     return int(re.search(rf"{entry}:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1))
 
 
+def in_subprocess(module: str, *arguments: object) -> list[float]:
+    """The numbers that ``python -m module arguments`` prints."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return [float(x) for x in subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()]
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table; floats get three significant digits."""
 
@@ -56,3 +64,28 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
     lines = [header, ["---"] * len(header), *([text(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plot_growth(path: str, xlabel: str, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> None:
+    """Draw log-log curves: panels by the label of their y axis, in each (x, y) points by name, "kind: form".
+
+    Forms differ by colour, kinds by line style.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.5), squeeze=False)
+    for axis, (ylabel, curves) in zip(axes[0], panels.items()):
+        kinds, forms = (list(dict.fromkeys(name.split(": ")[i] for name in curves)) for i in range(2))
+        for name, points in curves.items():
+            kind, form = name.split(": ")
+            style = ["-", "--", ":"][kinds.index(kind)]
+            axis.loglog(*zip(*points), marker="o", linestyle=style, color=f"C{forms.index(form)}", label=name)
+        axis.set_xlabel(xlabel)
+        axis.set_ylabel(ylabel)
+        axis.grid(True, which="both", alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)

@@ -9,8 +9,6 @@ has another denominator: only its time and memory compare.
 
 import argparse
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -18,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import machine, markdown, peak_memory_mb, time_side_by_side
+from benchmarks.common import in_subprocess, machine, markdown, peak_memory_mb, plot_growth, time_side_by_side
 from d2_contrast.contrast import supervised_info_nce
 
 TAU = 0.1
@@ -109,10 +107,10 @@ def measure(name: str, anchors: int, dim: int, classes: int, repeats: int) -> tu
 
 
 def measure_in_subprocess(name: str, anchors: int, args: argparse.Namespace, repeats: int) -> tuple[float, float]:
-    command = [sys.executable, "-m", "benchmarks.info_nce", "--measure", name, "--anchors", str(anchors)]
-    command += ["--dim", str(args.dim), "--classes", str(args.classes), "--repeats", str(repeats)]
-    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    seconds, memory = map(float, output.split())
+    seconds, memory = in_subprocess(
+        "benchmarks.info_nce", "--measure", name, "--anchors", anchors, "--dim", args.dim, "--classes", args.classes,
+        "--repeats", repeats,
+    )  # fmt: skip
     return seconds, memory
 
 
@@ -152,26 +150,10 @@ def growth(args: argparse.Namespace) -> tuple[str, dict[str, list[tuple[int, flo
 
 def plot(points: dict[str, list[tuple[int, float, float]]], path: str) -> None:
     """Log-log picture of time and memory over the number of anchors."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
-    colors = {"d2_contrast": "tab:blue", "textbook": "tab:orange", "SupConLoss": "tab:green"}
-    for name, values in points.items():
-        kind, form = name.split(": ")
-        style = dict(marker="o", linestyle="--" if kind == "across sets" else "-", color=colors[form], label=name)
-        anchors, seconds, memory = zip(*values)
-        axes[0].loglog(anchors, seconds, **style)
-        axes[1].loglog(anchors, [max(mb, 1) for mb in memory], **style)  # below lies what the allocator keeps
-    for axis, label in zip(axes, ("seconds, forward + backward", "MB beyond inputs and gradients")):
-        axis.set_xlabel("anchors")
-        axis.set_ylabel(label)
-        axis.grid(True, which="both", alpha=0.3)
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    seconds = {name: [(a, s) for a, s, _ in values] for name, values in points.items()}
+    # Below 1 MB lies what the allocator keeps.
+    memory = {name: [(a, max(mb, 1)) for a, _, mb in values] for name, values in points.items()}
+    plot_growth(path, "anchors", {"seconds, forward + backward": seconds, "MB beyond inputs and gradients": memory})
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Time of the anchor sampling beside a loop over classes.
+"""Time and memory of the anchor sampling beside a loop over classes.
 
-python -m benchmarks.sampling [--images 16] [--size 128] [--classes 150]
+python -m benchmarks.sampling [--images 16] [--size 128] [--classes 150] [--sizes 32 64 ...] [--plot growth.png]
 """
 
 import argparse
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.common import machine, markdown, time_side_by_side
+from benchmarks.common import in_subprocess, machine, markdown, peak_memory_mb, plot_growth, time_side_by_side
 from d2_contrast.contrast.anchors import choose_positions
 
 IGNORE = 255
@@ -64,30 +64,74 @@ def make_labels(images: int, size: int, classes: int, cell: int = 4) -> Tensor:
     return labels
 
 
+SAMPLERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "class: d2_contrast": lambda labels: ours(labels, "class"),
+    "class: loop": loop_over_classes,
+    "image_class: d2_contrast": lambda labels: ours(labels, "image_class"),
+    "image_class: loop": loop_over_pairs,
+}
+
+
+def ours(labels: Tensor, sampler: str) -> Tensor:
+    image_sizes = [labels[0].numel()] * len(labels)
+    return choose_positions(labels.flatten(), image_sizes, sampler, MAX_ANCHORS, MIN_PER_CLASS)
+
+
+def time_all(labels: Tensor, repeats: int) -> dict[str, float]:
+    """Median milliseconds of each sampler."""
+    seconds = time_side_by_side({name: lambda f=f: f(labels) for name, f in SAMPLERS.items()}, repeats)
+    return {name: s * 1e3 for name, s in seconds.items()}
+
+
+def measure_memory(name: str, labels: Tensor) -> float:
+    """Peak memory of one call beyond its labels, MB, in this fresh process."""
+    SAMPLERS[name](labels[:, :16, :16])  # loads libraries and starts threads
+    return peak_memory_mb(lambda: SAMPLERS[name](labels))
+
+
+def compare(args: argparse.Namespace) -> str:
+    """All samplers at one size."""
+    labels = make_labels(args.images, args.size, args.classes)
+    ms = time_all(labels, args.repeats)
+    sizes = ("--images", args.images, "--size", args.size, "--classes", args.classes)
+    rows = []
+    for name, sampler in SAMPLERS.items():
+        own = f"{name.split(':')[0]}: d2_contrast"
+        (memory,) = in_subprocess("benchmarks.sampling", "--measure", name, *sizes)
+        rows.append([name, len(sampler(labels)), ms[name], ms[name] / ms[own], memory])
+    return markdown(["", "anchors", "ms", "times the time of d2_contrast", "MB"], rows)
+
+
+def growth(args: argparse.Namespace) -> tuple[str, dict[str, list[tuple[int, float]]]]:
+    """Milliseconds over the height and width of the label maps."""
+    points: dict[str, list[tuple[int, float]]] = {name: [] for name in SAMPLERS}
+    for size in args.sizes:
+        for name, ms in time_all(make_labels(args.images, size, args.classes), args.repeats).items():
+            points[name].append((size, ms))
+    rows = [[size, *(points[name][i][1] for name in SAMPLERS)] for i, size in enumerate(args.sizes)]
+    return markdown(["height and width", *SAMPLERS], rows), points
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--size", type=int, default=128, help="height and width of the label maps")
     parser.add_argument("--classes", type=int, default=150)
     parser.add_argument("--repeats", type=int, default=9, help="interleaved rounds; the median counts")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[32, 64, 128, 256])
+    parser.add_argument("--plot", metavar="PNG", help="also draw the time over the size of the label maps")
+    parser.add_argument("--measure", choices=list(SAMPLERS), help=argparse.SUPPRESS)
     args = parser.parse_args()
-
-    labels = make_labels(args.images, args.size, args.classes)
-    flat, image_sizes = labels.flatten(), [args.size**2] * args.images
-    loops: dict[str, Callable[[Tensor], Tensor]] = {"class": loop_over_classes, "image_class": loop_over_pairs}
-    functions: dict[str, Callable[[], Tensor]] = {}
-    for sampler, loop in loops.items():
-        functions[f"{sampler}: d2_contrast"] = lambda sampler=sampler: choose_positions(
-            flat, image_sizes, sampler, MAX_ANCHORS, MIN_PER_CLASS
-        )
-        functions[f"{sampler}: loop"] = lambda loop=loop: loop(labels)
-    print(f"{machine()}\n\n{args.images} x {args.size} x {args.size} labels, {args.classes} classes:\n")
-    seconds = time_side_by_side(functions, args.repeats)
-    rows = []
-    for name, function in functions.items():
-        own = f"{name.split(':')[0]}: d2_contrast"
-        rows.append([name, len(function()), seconds[name] * 1e3, seconds[name] / seconds[own]])
-    print(markdown(["", "anchors", "ms", "times the time of d2_contrast"], rows))
+    if args.measure:
+        print(measure_memory(args.measure, make_labels(args.images, args.size, args.classes)))
+        return
+    print(f"{machine()}\n\n{args.images} x {args.size} x {args.size} labels, {args.classes} classes:\n", flush=True)
+    print(compare(args), flush=True)
+    if args.sizes:
+        table, points = growth(args)
+        print(f"\nGrowth with the size of the label maps, ms:\n\n{table}")
+        if args.plot:
+            plot_growth(args.plot, "height and width", {"ms": points})
 
 
 if __name__ == "__main__":
