@@ -53,7 +53,7 @@ def check_datasets(cfg: CfgNode) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     for key, names in (("DATASETS.TRAIN", cfg.DATASETS.TRAIN), ("DATASETS.TEST", cfg.DATASETS.TEST)):
         if isinstance(names, str):
-            raise ValueError(f'{key} is the text {names!r}: expected a list, such as "(\'{names}\',)"')
+            raise ValueError(f"{key} is the text {names!r}: expected a list, such as \"('{names}',)\"")
         for name in names:
             if name not in DatasetCatalog.list():
                 known = ", ".join(n for n in sorted(DatasetCatalog.list()) if "stuff_classes" in _metadata(n))
