@@ -97,9 +97,8 @@ def resize_labels(embeddings: Tensor, labels: Tensor) -> Tensor:
 
 def take_anchors(embeddings: Tensor, positions: Tensor) -> Tensor:
     """Unit-length embeddings (A, D), float32 or better, at positions (A,) of the flattened (N, h, w) grid."""
-    height, width = embeddings.shape[2:]
-    image, cell = positions // (height * width), positions % (height * width)
-    vectors = embeddings[image, :, cell // width, cell % width]
+    # A view where channels come last, as those of projectors do.
+    vectors = embeddings.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, positions)
     return F.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=1)
 
 
