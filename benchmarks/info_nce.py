@@ -8,8 +8,6 @@ has another denominator: only its time and memory compare.
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -93,24 +91,15 @@ def measure(name: str, anchors: int, dim: int, classes: int, repeats: int) -> tu
     """Median seconds of a step and its peak memory beyond inputs and gradients, MB, in this fresh process."""
     step(name, 500, dim, classes)()  # loads libraries and starts threads
     run = step(name, anchors, dim, classes)
-    seconds = []
-
-    def repeat() -> None:
-        for _ in range(repeats):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-
-    memory = peak_memory_mb(repeat)
+    seconds: dict[str, float] = {}
+    memory = peak_memory_mb(lambda: seconds.update(time_side_by_side({name: run}, repeats)))
     gradients = (1 + LOSSES[name][1]) * anchors * dim * 4 / 1e6
-    return statistics.median(seconds), memory - gradients
+    return seconds[name], memory - gradients
 
 
 def measure_in_subprocess(name: str, anchors: int, args: argparse.Namespace, repeats: int) -> tuple[float, float]:
-    seconds, memory = in_subprocess(
-        "benchmarks.info_nce", "--measure", name, "--anchors", anchors, "--dim", args.dim, "--classes", args.classes,
-        "--repeats", repeats,
-    )  # fmt: skip
+    sizes = ("--anchors", anchors, "--dim", args.dim, "--classes", args.classes)
+    seconds, memory = in_subprocess("benchmarks.info_nce", "--measure", name, *sizes, "--repeats", repeats)
     return seconds, memory
 
 
