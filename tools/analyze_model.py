@@ -36,7 +36,10 @@ class Inference(nn.Module):
 
 
 class Training(Inference):
-    """The same with auxiliary head and projectors: what a segmentor runs in training, but for the losses."""
+    """The same with auxiliary head and projectors: what a segmentor runs in training, but for the losses.
+
+    Counted at all positions, as is the last layer of the projectors, which a training applies to sampled ones alone.
+    """
 
     def __init__(self, model: nn.Module):
         super().__init__(model)

@@ -1,6 +1,6 @@
 """Balanced sampling of anchors from dense embeddings (Pissas et al., ECCV 2022, Sec. 3.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import torch
@@ -28,15 +28,17 @@ def sample_anchors(
     ignore_label: int = 255,
     generator: torch.Generator | None = None,
     gather: bool = False,
+    last_layer: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw a class-balanced set of anchors from a batch of embeddings.
 
     Args:
-        embeddings: (N, D, h, w).
+        embeddings: (N, D, h, w), or (N, C', h, w) in front of the last layer.
         labels: (N, H, W), integer class ids; brought to (h, w) by nearest neighbour.
         sampler, max_anchors, min_per_class, max_per_class, ignore_label, generator: see `choose_positions`.
         gather: draw from the batches of all processes as if they were one, and return the anchors of all to each (for
             the gradients see `gather_rows`). The seed is drawn from the generator, on the CPU, by the first process.
+        last_layer: the last layer of the projector, (A, C') to (A, D), where only the drawn positions are to pass it.
 
     Returns:
         Unit-length anchors (A, D) in float32 or better, sorted by class, and their labels (A,). A may be 0.
@@ -54,8 +56,8 @@ def sample_anchors(
         labels, image_sizes, sampler, max_anchors, min_per_class, max_per_class, ignore_label, generator
     )
     if gather:
-        return _take_shared_anchors(embeddings, chosen, offsets), labels[chosen]
-    return take_anchors(embeddings, chosen), labels[chosen]
+        return _take_shared_anchors(embeddings, chosen, offsets, last_layer), labels[chosen]
+    return take_anchors(embeddings, chosen, last_layer), labels[chosen]
 
 
 def _share_labels(
@@ -71,12 +73,15 @@ def _share_labels(
     return gather_rows(labels, counts), image_sizes, [0, *accumulate(counts)], generator
 
 
-def _take_shared_anchors(embeddings: Tensor, chosen: Tensor, offsets: list[int]) -> Tensor:
+def _take_shared_anchors(
+    embeddings: Tensor, chosen: Tensor, offsets: list[int], last_layer: Callable[[Tensor], Tensor] | None
+) -> Tensor:
     """Anchors of all processes, each of which takes its own from its embeddings."""
     rank, world_size = world()
     owner = torch.bucketize(chosen, torch.tensor(offsets[1:], device=chosen.device), right=True)
     counts = owner.bincount(minlength=world_size).tolist()
-    anchors = gather_rows(take_anchors(embeddings, chosen[owner == rank] - offsets[rank]), counts)
+    own = take_anchors(embeddings, chosen[owner == rank] - offsets[rank], last_layer)
+    anchors = gather_rows(own, counts)
     return anchors[owner.argsort(stable=True).argsort()]  # from the order of ranks to that of chosen
 
 
@@ -95,10 +100,12 @@ def resize_labels(embeddings: Tensor, labels: Tensor) -> Tensor:
     return labels[:, rows[:, None], cols].long()
 
 
-def take_anchors(embeddings: Tensor, positions: Tensor) -> Tensor:
+def take_anchors(embeddings: Tensor, positions: Tensor, last_layer: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Unit-length embeddings (A, D), float32 or better, at positions (A,) of the flattened (N, h, w) grid."""
     # A view where channels come last, as those of projectors do.
     vectors = embeddings.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, positions)
+    if last_layer is not None:
+        vectors = last_layer(vectors)
     return F.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=1)
 
 

@@ -1,6 +1,6 @@
 """Multi-scale and cross-scale contrastive terms over a dict of embeddings (Pissas et al., ECCV 2022, Eq. 3-4)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,7 @@ class MultiScaleContrast(nn.Module):
         labels: Tensor,
         iteration: int | None = None,
         with_stats: bool = False,
+        last_layers: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     ) -> dict[str, Tensor] | tuple[dict[str, Tensor], dict[str, Tensor | float]]:
         """
         Args:
@@ -114,6 +115,8 @@ class MultiScaleContrast(nn.Module):
             labels: (N, H, W), integers.
             iteration: iterations done, from 0; drives the warm-up alone.
             with_stats: also describe the anchors and how well they are aligned.
+            last_layers: name to last layer of the projector, (A, C') to (A, D), for embeddings (N, C', h, w) that still
+                lack it. Only anchors pass it: the same values at a fraction of its cost.
 
         Returns:
             Weighted scalar losses "loss_contrast_s" and "loss_contrast_s_t"; with_stats adds a second dict of
@@ -127,7 +130,11 @@ class MultiScaleContrast(nn.Module):
         if missing:
             raise ValueError(f"embeddings lack {missing}, they have {list(embeddings)}")
         warmup = self._warmup(iteration)
-        sets = {name: sample_anchors(embeddings[name], labels, **self.sampling) for name in self.in_features}
+        last_layers = last_layers or {}
+        sets = {
+            name: sample_anchors(embeddings[name], labels, **self.sampling, last_layer=last_layers.get(name))
+            for name in self.in_features
+        }
         losses = {}
         for name, weight in zip(self.in_features, self.scale_weights):
             loss = supervised_info_nce(*sets[name], temperature=self.temperature)

@@ -10,13 +10,20 @@ g_i = w_i sum_{j in P(i)} 1 / (exp(s_ij) + n_i) with w_i = 1 / (|A| |P(i)|):
     dL/ds_ik = g_i exp(s_ik)                        for a negative k,
     dL/ds_ij = -w_i n_i / (exp(s_ij) + n_i)         for a positive j.
 
-So the scores are visited tile by tile: those of negatives once to collect n_i, those of positives to collect g_i, and
-both again in the backward pass. Anchors are sorted by class, which confines positives to few tiles: only these know
-masks. Within one set the scores are symmetric: tiles of negatives on and above the diagonal suffice, and the two
-gradients of a tile merge.
+Anchors are sorted by class, which confines the positives of a few rows to a block of columns: only there are masks
+needed. The scores are visited in one of two ways.
+
+From one set to another, by bands of rows. A band holds all scores of its anchors, so that n_i and g_i are known as soon
+as it is computed and the gradients follow in the same visit: three matrix products in all, and the backward pass has
+but to multiply.
+
+Within a large set, by tiles. The scores are symmetric: tiles of negatives on and above the diagonal suffice, and the
+two gradients of a tile merge, which is two products' worth of work. Since n_i is complete only when all tiles have been
+seen, they are visited once to collect it, those of positives to collect g_i, and both again in the backward pass.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -27,25 +34,33 @@ __all__ = ["check_temperature", "supervised_info_nce"]
 
 
 class _RunLength(NamedTuple):
-    """How a set sorted by class is cut into the rows or columns of tiles."""
+    """How a set sorted by class is cut into the rows or columns that are visited together."""
 
     joined: int  # classes are joined up to so many anchors
     most: int  # a class with more is divided
 
 
 class _Tiling(NamedTuple):
+    band_rows: int
+    band_scores: int  # bands that would hold more have fewer rows
+    symmetric_from: int  # within one set, anchors from which on the symmetry of tiles pays
     negatives: _RunLength
     positives: _RunLength
 
 
-# On a CPU a tile should stay in the cache between passes, and one of positives should hold little else. On an
-# accelerator tiles should be large enough to keep it busy.
-_TILING = {"cpu": _Tiling(_RunLength(768, 768), _RunLength(128, 512))}
-_TILING_ON_ACCELERATOR = _Tiling(_RunLength(2048, 2048), _RunLength(2048, 2048))
+# On a CPU, scores should stay in the cache between passes, and a tile of positives should hold little else. On an
+# accelerator, a visit should be large enough to keep it busy.
+_TILING = {"cpu": _Tiling(256, 1 << 22, 1200, _RunLength(768, 768), _RunLength(128, 512))}
+_TILING_ON_ACCELERATOR = _Tiling(2048, 1 << 23, 2048, _RunLength(2048, 2048), _RunLength(2048, 2048))
 
 # Scores of unit vectors lie within +- 1 / tau. Up to these bounds no sum of their exponentials overflows and none
 # underflows, so that no maximum has to be subtracted.
 _MAX_SCORE = {torch.float32: 70.0, torch.float64: 650.0}
+
+# oneMKL picks the kernel of a function when it is first called. Where two threads do so at once, one may compute its
+# half of that call with errors of 1e-4 (pytorch/pytorch#188792): so one thread makes the first call.
+for _dtype in (torch.float32, torch.float64):
+    torch.ones(1, dtype=_dtype).exp_().log_()
 
 
 @torch.compiler.disable
@@ -89,17 +104,16 @@ def supervised_info_nce(
     dtype = out_dtype if 1 / temperature <= _MAX_SCORE[out_dtype] else torch.float64
 
     with torch.autocast(anchors.device.type, enabled=False):
-        za, labels_a, counts_a = _sort_by_class(anchors.to(dtype), anchor_labels)
+        za, counts_a = _sort_by_class(anchors.to(dtype), anchor_labels)
         if contrast is None:
-            layout = dict(enumerate(counts_a.tolist()))
-            return _InfoNCE.apply(za, None, layout, layout, temperature).to(out_dtype)
-        zb, labels_b, counts_b = _sort_by_class(contrast.to(dtype), contrast_labels)
-        classes = torch.cat((labels_a, labels_b)).unique()
-        layouts = [
-            dict(zip(torch.searchsorted(classes, labels).tolist(), counts.tolist()))
-            for labels, counts in ((labels_a, counts_a), (labels_b, counts_b))
-        ]
-        return _InfoNCE.apply(za, zb, *layouts, temperature).to(out_dtype)
+            counts = list(counts_a.values())
+            if len(za) < _tiling(za).symmetric_from:
+                return _Bands.apply(za, None, counts, counts, temperature).to(out_dtype)
+            return _SymmetricTiles.apply(za, counts, temperature).to(out_dtype)
+        zb, counts_b = _sort_by_class(contrast.to(dtype), contrast_labels)
+        classes = sorted(counts_a.keys() | counts_b.keys())
+        counts = ([c.get(label, 0) for label in classes] for c in (counts_a, counts_b))
+        return _Bands.apply(za, zb, *counts, temperature).to(out_dtype)
 
 
 def check_temperature(temperature: float) -> None:
@@ -119,21 +133,22 @@ def _check_set(name: str, vectors: Tensor, labels: Tensor) -> None:
         )
 
 
-def _sort_by_class(vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The vectors sorted by class; on the host, the labels that occur and how often each does."""
+def _sort_by_class(vectors: Tensor, labels: Tensor) -> tuple[Tensor, dict[int, int]]:
+    """The vectors sorted by class, and how many belong to each class."""
     labels = labels.cpu()  # the only synchronisation with the device
     if (labels[1:] < labels[:-1]).any():
         labels, order = labels.sort()
         vectors = vectors.index_select(0, order.to(vectors.device))
-    return vectors, *labels.unique_consecutive(return_counts=True)
+    classes, counts = labels.unique_consecutive(return_counts=True)
+    return vectors, dict(zip(classes.tolist(), counts.tolist()))
 
 
-# How many anchors of a set belong to each class, in the order of the set. Classes are numbered from 0, for both sets.
-_Layout = dict[int, int]
+def _tiling(z: Tensor) -> _Tiling:
+    return _TILING.get(z.device.type, _TILING_ON_ACCELERATOR)
 
 
 class _Run(NamedTuple):
-    """Rows or columns of a tile: anchors [start, stop) of a set sorted by class, their classes from first to last."""
+    """Anchors [start, stop) of a set sorted by class, their classes from first to last."""
 
     start: int
     stop: int
@@ -145,53 +160,141 @@ class _Run(NamedTuple):
         return slice(self.start, self.stop)
 
 
-def _cut(layout: _Layout, length: _RunLength) -> list[_Run]:
-    """Cut a set into runs of whole classes, and parts of classes that are larger than a run may be."""
+def _cut(counts: list[int], length: _RunLength) -> list[_Run]:
+    """Cut a set, so many anchors of each class, into runs of whole classes, and parts of classes that are too large."""
     runs: list[_Run] = []
     start = 0
-    for label, count in layout.items():
+    for label, count in enumerate(counts):
         if runs and start + count - runs[-1].start <= length.joined:
             runs[-1] = runs[-1]._replace(stop=start + count, last=label)
         else:
             parts = -(-count // length.most)
-            cuts = [start + count * i // parts for i in range(parts + 1)]
+            cuts = [start + count * i // parts for i in range(parts + 1)] if count else []
             runs += [_Run(a, b, label, label) for a, b in zip(cuts, cuts[1:])]
         start += count
     return runs
 
 
-class _Scores:
-    """The scores between two sets sorted by class, or within one (zb is None), computed tile by tile in one buffer."""
+def _classes(counts: list[int], like: Tensor) -> Tensor:
+    """The class of each anchor, as floating point: comparing these into floating-point masks is several times faster
+    on CPUs."""
+    return torch.arange(len(counts), dtype=like.dtype).repeat_interleave(torch.tensor(counts)).to(like.device)
 
-    def __init__(self, za: Tensor, zb: Tensor | None, layout_a: _Layout, layout_b: _Layout, temperature: float):
-        self.symmetric = zb is None
-        self.za, self.zb = za, za if self.symmetric else zb
-        self.temperature = temperature
-        # Classes as floating point: comparing them into floating-point masks is several times faster on CPUs.
-        self._class_a, self._class_b = (
-            torch.tensor(list(layout)).repeat_interleave(torch.tensor(list(layout.values()))).to(za)
-            for layout in (layout_a, layout_b)
-        )
-        tiling = _TILING.get(za.device.type, _TILING_ON_ACCELERATOR)
-        self._negatives, self._positives = ((_cut(layout_a, length), _cut(layout_b, length)) for length in tiling)
-        self._buffer, self._spare = za.new_empty(2, max(self._area(*self._negatives), self._area(*self._positives)))
+
+class _Bands(torch.autograd.Function):
+    """From one set to another, or within one that is small (zb is None)."""
 
     @staticmethod
-    def _area(rows: list[_Run], cols: list[_Run]) -> int:
-        """Elements of the largest tile."""
-        return max(r.stop - r.start for r in rows) * max(c.stop - c.start for c in cols)
+    def forward(ctx, za, zb, counts_a, counts_b, temperature):
+        within = zb is None
+        zb = za if within else zb
+        ctx.temperature = temperature
+        grad_a = torch.zeros_like(za) if ctx.needs_input_grad[0] else None
+        grad_b = grad_a if within else torch.zeros_like(zb) if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(grad_a, None if within else grad_b)
+        loss = za.new_zeros(())
+        if not len(za) or not len(zb):
+            return loss
 
-    def is_diagonal(self, r: _Run, c: _Run) -> bool:
-        return self.symmetric and r.start == c.start
+        most = max(1, min(_tiling(za).band_rows, _tiling(za).band_scores // len(zb)))
+        class_a, class_b = _classes(counts_a, za), _classes(counts_b, zb)
+        ends = list(accumulate(counts_b, initial=0))
+        buffer = za.new_empty(min(most, len(za)), len(zb))
+        for r in _cut(counts_a, _RunLength(most, most)):
+            z = za[r.span]
+            block = slice(ends[r.first], ends[r.last + 1])  # the only columns that may hold positives
+            e = buffer[: len(z)].addmm_(z, zb.t(), beta=0, alpha=1 / temperature)
+            x = e[:, block].clone()
+            positive = torch.eq(class_a[r.span, None], class_b[block]).to(za.dtype)
+            e.exp_()[:, block].mul_(1 - positive)
+            if within:
+                positive.diagonal(r.start - block.start).zero_()
+
+            n = e.sum(1)
+            w = 1 / (positive.sum(1).clamp(min=1) * len(za))
+            x = torch.sub(n.log()[:, None], x, out=x)
+            pull = x.sigmoid().mul_(positive)  # n_i / (exp(s_ij) + n_i)
+            loss += _softplus_(x).mul_(positive).sum(1) @ w
+
+            # The gradient of the scores: g_i times e of negatives and - pull n_i / ratio_i of positives.
+            ratio = pull.sum(1)
+            e[:, block].addcmul_(pull, torch.where(ratio > 0, n / ratio, 0)[:, None], value=-1)
+            g = torch.where(n > 0, ratio * w / n, 0)[:, None]
+            if grad_a is not None:
+                grad_a[r.span].addcmul_(e @ zb, g)
+            if grad_b is not None:
+                grad_b.addmm_(e.t(), z * g)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        grads = (None if g is None else g * (grad / ctx.temperature) for g in ctx.saved_tensors)
+        return *grads, None, None, None
+
+
+class _SymmetricTiles(torch.autograd.Function):
+    """Within one set."""
+
+    @staticmethod
+    def forward(ctx, z, counts, temperature):
+        scores = _Scores(z, counts, temperature)
+        n = z.new_zeros(len(z))
+        for r, c, e in scores.negatives():
+            n[r.span] += e.sum(1)
+            if r != c:
+                n[c.span] += e.sum(0)
+
+        log_n = n.log()
+        loss, ratio, count = torch.zeros_like(n), torch.zeros_like(n), torch.zeros_like(n)
+        for r, _, s, positive in scores.positives():
+            x = torch.sub(log_n[r.span, None], s, out=s)
+            count[r.span] += positive.sum(1)
+            ratio[r.span] += x.sigmoid().mul_(positive).sum(1)  # n_i / (exp(s_ij) + n_i)
+            loss[r.span] += _softplus_(x).mul_(positive).sum(1)
+        w = 1 / (count.clamp(min=1) * len(z))
+        g = torch.where(n > 0, ratio * w / n, 0)
+        ctx.counts, ctx.temperature = counts, temperature
+        ctx.save_for_backward(z, log_n, g, w)
+        return (loss * w).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss):
+        z, log_n, g, w = ctx.saved_tensors
+        scores = _Scores(z, ctx.counts, ctx.temperature)
+        grad = torch.zeros_like(z)
+        with torch.autocast(z.device.type, enabled=False):
+            for r, c, e in scores.negatives():
+                push = e.mul_(scores.outer_sum(r, c, g))
+                grad[r.span].addmm_(push, z[c.span])
+                if r != c:
+                    grad[c.span].addmm_(push.t(), z[r.span])
+            for r, c, s, positive in scores.positives():
+                pull = torch.sub(log_n[r.span, None], s).sigmoid_().mul_(w[r.span, None])
+                pull += torch.sub(log_n[c.span], s, out=s).sigmoid_().mul_(w[c.span])
+                grad[r.span].addmm_(pull.mul_(positive), z[c.span], alpha=-1)
+        return grad.mul_(grad_loss / ctx.temperature), None, None
+
+
+class _Scores:
+    """The scores within a set sorted by class, computed tile by tile in one buffer."""
+
+    def __init__(self, z: Tensor, counts: list[int], temperature: float):
+        self.z = z
+        self.temperature = temperature
+        self._class = _classes(counts, z)
+        self._negatives, self._positives = _cut(counts, _tiling(z).negatives), _cut(counts, _tiling(z).positives)
+        side = max(r.stop - r.start for r in self._negatives + self._positives)
+        self._buffer, self._spare = z.new_empty(2, side * side)
 
     def negatives(self) -> Iterator[tuple[_Run, _Run, Tensor]]:
         """Yield rows, columns, and exp of the scores of negatives, 0 elsewhere, for each tile that holds some.
 
-        They may be overwritten by the caller. Within one set, tiles below the diagonal are left out.
+        They may be overwritten by the caller. Tiles below the diagonal are left out.
         """
-        rows, cols = self._negatives
-        for i, r in enumerate(rows):
-            for c in cols[i:] if self.symmetric else cols:
+        for i, r in enumerate(self._negatives):
+            for c in self._negatives[i:]:
                 if r.first == r.last == c.first == c.last:
                     continue
                 e = self._tile(r, c).exp_()
@@ -202,14 +305,13 @@ class _Scores:
     def positives(self) -> Iterator[tuple[_Run, _Run, Tensor, Tensor]]:
         """Yield rows, columns, scores, and 1 for positives, 0 elsewhere, for each tile that may hold some.
 
-        Scores may be overwritten by the caller. Within one set, tiles below the diagonal are not left out.
+        Scores may be overwritten by the caller. Tiles below the diagonal are not left out.
         """
-        rows, cols = self._positives
-        for r in rows:
-            for c in cols:
+        for r in self._positives:
+            for c in self._positives:
                 if self._share_a_class(r, c):
                     positive = self._compare(torch.eq, r, c)
-                    if self.is_diagonal(r, c):
+                    if r == c:
                         positive.fill_diagonal_(0)
                     yield r, c, self._tile(r, c), positive
 
@@ -219,79 +321,18 @@ class _Scores:
 
     def _tile(self, r: _Run, c: _Run) -> Tensor:
         tile = self._view(self._buffer, r, c)
-        return tile.addmm_(self.za[r.span], self.zb[c.span].t(), beta=0, alpha=1 / self.temperature)
+        return tile.addmm_(self.z[r.span], self.z[c.span].t(), beta=0, alpha=1 / self.temperature)
 
     def _share_a_class(self, r: _Run, c: _Run) -> bool:
         return r.first <= c.last and c.first <= r.last
 
     def _compare(self, relation: Callable[..., Tensor], r: _Run, c: _Run) -> Tensor:
-        return relation(self._class_a[r.span, None], self._class_b[c.span], out=self._view(self._spare, r, c))
+        return relation(self._class[r.span, None], self._class[c.span], out=self._view(self._spare, r, c))
 
     @staticmethod
     def _view(buffer: Tensor, r: _Run, c: _Run) -> Tensor:
         height, width = r.stop - r.start, c.stop - c.start
         return buffer[: height * width].view(height, width)
-
-
-class _InfoNCE(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, za, zb, layout_a, layout_b, temperature):
-        ctx.layout_a, ctx.layout_b, ctx.temperature = layout_a, layout_b, temperature
-        if not layout_a or not layout_b:
-            ctx.save_for_backward(za, zb)
-            return za.new_zeros(())
-        scores = _Scores(za, zb, layout_a, layout_b, temperature)
-
-        n = za.new_zeros(len(za))
-        for r, c, e in scores.negatives():
-            n[r.span] += e.sum(1)
-            if scores.symmetric and not scores.is_diagonal(r, c):
-                n[c.span] += e.sum(0)
-
-        log_n = n.log()
-        loss, ratio, count = torch.zeros_like(n), torch.zeros_like(n), torch.zeros_like(n)
-        for r, _, s, positive in scores.positives():
-            x = torch.sub(log_n[r.span, None], s, out=s)
-            count[r.span] += positive.sum(1)
-            ratio[r.span] += x.sigmoid().mul_(positive).sum(1)  # n_i / (exp(s_ij) + n_i)
-            loss[r.span] += _softplus_(x).mul_(positive).sum(1)
-        w = 1 / (count.clamp(min=1) * len(za))
-        g = torch.where(n > 0, ratio * w / n, 0)
-        ctx.save_for_backward(za, zb, log_n, g, w)
-        return (loss * w).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        za, zb, *statistics = ctx.saved_tensors
-        grad_a = torch.zeros_like(za)
-        grad_b = None if zb is None else torch.zeros_like(zb)
-        if statistics:
-            scores = _Scores(za, zb, ctx.layout_a, ctx.layout_b, ctx.temperature)
-            with torch.autocast(za.device.type, enabled=False):
-                _add_gradients(scores, *statistics, grad_a, grad_b)
-            grad_a *= grad / ctx.temperature
-            if grad_b is not None:
-                grad_b *= grad / ctx.temperature
-        return grad_a, grad_b, None, None, None
-
-
-def _add_gradients(scores: _Scores, log_n: Tensor, g: Tensor, w: Tensor, grad_a: Tensor, grad_b: Tensor | None) -> None:
-    """Add the gradients with respect to both sets, times the temperature; log_n, g and w belong to the anchors."""
-    for r, c, e in scores.negatives():
-        push = e.mul_(scores.outer_sum(r, c, g) if scores.symmetric else g[r.span, None])
-        grad_a[r.span].addmm_(push, scores.zb[c.span])
-        if not scores.is_diagonal(r, c):
-            (grad_a if scores.symmetric else grad_b)[c.span].addmm_(push.t(), scores.za[r.span])
-
-    for r, c, s, positive in scores.positives():
-        pull = torch.sub(log_n[r.span, None], s).sigmoid_().mul_(w[r.span, None])
-        if scores.symmetric:
-            pull += torch.sub(log_n[c.span], s, out=s).sigmoid_().mul_(w[c.span])
-        pull.mul_(positive)
-        grad_a[r.span].addmm_(pull, scores.zb[c.span], alpha=-1)
-        if not scores.symmetric:
-            grad_b[c.span].addmm_(pull.t(), scores.za[r.span], alpha=-1)
 
 
 def _softplus_(x: Tensor) -> Tensor:

@@ -8,11 +8,16 @@ from torch import Tensor, nn
 __all__ = ["Projector"]
 
 
-class Projector(nn.Sequential):
+class Projector(nn.Module):
     """hidden_layers x [1x1 convolution, ReLU, norm], then a 1x1 convolution; (N, C, h, w) to (N, D, h, w).
 
     The paper uses two hidden layers, the released code one. The first keeps the width of the feature map, further ones
-    have the width of the output. Embeddings are not normalised here: only those that are sampled need it.
+    have the width of the output. Embeddings are not normalised here: only those that are sampled need it. Nor need the
+    others the last layer: a training passes the map of `hidden` and the layer `last` to `MultiScaleContrast`.
+
+    Attributes:
+        hidden: the hidden layers, (N, C, h, w) to (N, C', h, w).
+        last: the last layer, (..., C') to (..., D); a 1x1 convolution if applied at each position.
     """
 
     def __init__(
@@ -29,13 +34,22 @@ class Projector(nn.Sequential):
             hidden_layers: number of [convolution, ReLU, norm] layers.
             norm: makes a normalisation layer, given its number of channels.
         """
+        super().__init__()
         layers, width = [], in_channels
         for i in range(hidden_layers):
             hidden = in_channels if i == 0 else out_channels
             layers += [nn.Conv2d(width, hidden, 1, bias=False), nn.ReLU(inplace=True), norm(hidden)]
             width = hidden
-        super().__init__(*layers, nn.Conv2d(width, out_channels, 1))
+        self.hidden = _ChannelsLast(*layers)
+        self.last = nn.Linear(width, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        # With channels last, a 1x1 convolution is a plain matrix product, and an anchor lies in one piece.
+        return self.last(self.hidden(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class _ChannelsLast(nn.Sequential):
+    """Layers on a map with channels last: there a 1x1 convolution is a plain matrix product, and an anchor lies in one
+    piece."""
+
+    def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.contiguous(memory_format=torch.channels_last))

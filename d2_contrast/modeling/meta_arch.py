@@ -34,7 +34,7 @@ class ContrastiveSegmentor(SemanticSegmentor):
         self,
         *,
         aux_head: nn.Module | None = None,
-        projectors: Mapping[str, nn.Module] | None = None,
+        projectors: Mapping[str, Projector] | None = None,
         criterion: MultiScaleContrast | None = None,
         log_period: int = 20,
         **kwargs,
@@ -93,8 +93,8 @@ class ContrastiveSegmentor(SemanticSegmentor):
             _, aux_losses = self.aux_head(features, targets.tensor)
             losses.update({name.replace("loss_", "loss_aux_", 1): loss for name, loss in aux_losses.items()})
         if self.criterion is not None:
-            embeddings = {name: projector(features[name]) for name, projector in self.projectors.items()}
-            losses.update(self._contrast(embeddings, targets.tensor))
+            hidden = {name: projector.hidden(features[name]) for name, projector in self.projectors.items()}
+            losses.update(self._contrast(hidden, targets.tensor))
         return losses
 
     @torch.no_grad()
@@ -116,13 +116,13 @@ class ContrastiveSegmentor(SemanticSegmentor):
         return ImageList.from_tensors(tensors, divisibility, value, constraints)
 
     @torch.compiler.disable  # reads the iteration and writes logs
-    def _contrast(self, embeddings: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
-        if not has_event_storage():
-            return self.criterion(embeddings, targets)
-        storage = get_event_storage()
-        if not self.log_period or storage.iter % self.log_period:
-            return self.criterion(embeddings, targets, storage.iter)
-        losses, stats = self.criterion(embeddings, targets, storage.iter, with_stats=True)
+    def _contrast(self, hidden: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
+        last_layers = {name: projector.last for name, projector in self.projectors.items()}
+        storage = get_event_storage() if has_event_storage() else None
+        iteration = storage.iter if storage else None
+        if not storage or not self.log_period or iteration % self.log_period:
+            return self.criterion(hidden, targets, iteration, last_layers=last_layers)
+        losses, stats = self.criterion(hidden, targets, iteration, with_stats=True, last_layers=last_layers)
         # A similarity is NaN where a scale has no pair of that kind: there is nothing to log then.
         storage.put_scalars(
             smoothing_hint=False, **{k: v for k, v in ((k, float(v)) for k, v in stats.items()) if v == v}

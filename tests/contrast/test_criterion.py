@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from d2_contrast.contrast import MultiScaleContrast, Projector, sample_anchors, supervised_info_nce
 
@@ -79,13 +80,37 @@ def test_same_seed_same_losses_and_another_seed_others():
     assert not torch.equal(losses(0), losses(1))
 
 
+def project_and_contrast(projectors, criterion, features, labels, sparse):
+    """The losses; if sparse, only anchors pass the last layers."""
+    if not sparse:
+        return criterion({n: projectors[n](features[n]) for n in projectors}, labels)
+    hidden = {n: projectors[n].hidden(features[n]) for n in projectors}
+    return criterion(hidden, labels, last_layers={n: projectors[n].last for n in projectors})
+
+
+@pytest.mark.parametrize("gather", [False, True])
+def test_last_layers_of_anchors_alone_change_no_values(gather):
+    features, labels = batch()
+    projectors = nn.ModuleDict({name: Projector(6, 5) for name in NAMES})
+    criterion = MultiScaleContrast(NAMES, [1, 0.7, 0.4], PAIRS, max_anchors=60, gather=gather)
+    results = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        losses = project_and_contrast(projectors, criterion, features, labels, sparse)
+        leaves = [*projectors.parameters(), *features.values()]
+        results.append((losses, torch.autograd.grad(sum(losses.values()), leaves)))
+    torch.testing.assert_close(results[1], results[0])
+    assert all(gradient.abs().sum() > 0 for gradient in results[1][1])
+
+
 @pytest.mark.parametrize("sampler", ["class", "image_class"])
 @pytest.mark.parametrize("gather", [False, True])
-def test_no_valid_class_gives_zero_losses_and_zero_gradients_everywhere(sampler, gather):
-    embeddings, labels = batch(requires_grad=False)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_no_valid_class_gives_zero_losses_and_zero_gradients_everywhere(sampler, gather, sparse):
+    features, labels = batch(requires_grad=False)
     projectors = {name: Projector(6, 5) for name in NAMES}
     criterion = MultiScaleContrast(NAMES, [1, 0.7, 0.4], PAIRS, sampler=sampler, gather=gather)
-    losses = criterion({n: projectors[n](embeddings[n]) for n in NAMES}, torch.full_like(labels, 255))
+    losses = project_and_contrast(projectors, criterion, features, torch.full_like(labels, 255), sparse)
     assert [loss.item() for loss in losses.values()] == [0.0] * 5
     sum(losses.values()).backward()
     for parameter in itertools.chain(*(p.parameters() for p in projectors.values())):
@@ -186,20 +211,19 @@ def test_bad_configuration(change, message):
         MultiScaleContrast(**(dict(in_features=NAMES, scale_weights=[1, 1, 1]) | change))
 
 
-class Training(torch.nn.Module):
+class Training(nn.Module):
     """Projectors and criterion behind a convolution, as a training forward pass has them."""
 
     def __init__(self):
         super().__init__()
-        self.backbone = torch.nn.Conv2d(3, 8, 4, stride=4)
-        self.projectors = torch.nn.ModuleDict({"p2": Projector(8, 6), "p5": Projector(8, 6)})
+        self.backbone = nn.Conv2d(3, 8, 4, stride=4)
+        self.projectors = nn.ModuleDict({"p2": Projector(8, 6), "p5": Projector(8, 6)})
         self.criterion = MultiScaleContrast(["p2", "p5"], [1, 0.5], [("p2", "p5")], max_anchors=100)
 
     def forward(self, images, labels):
         x = F.relu(self.backbone(images))
         features = {"p2": x, "p5": F.avg_pool2d(x, 2)}
-        embeddings = {name: projector(features[name]) for name, projector in self.projectors.items()}
-        return self.criterion(embeddings, labels)
+        return project_and_contrast(self.projectors, self.criterion, features, labels, sparse=True)
 
 
 def test_compiled_training_forward_changes_no_values():

@@ -35,10 +35,13 @@ def make_batch(case):
     return features, labels
 
 
-def run(model, features, labels, sampler, seed):
+def run(model, features, labels, sampler, seed, sparse=True):
+    """Losses and statistics; if sparse, only anchors pass the last layers of the projectors."""
     criterion = MultiScaleContrast(NAMES, [1, 0.4], [("p2", "p5")], sampler=sampler, max_anchors=150, gather=True)
     torch.manual_seed(seed)
-    losses, stats = criterion({n: model[n](features[n]) for n in NAMES}, labels, with_stats=True)
+    embeddings = {n: (model[n].hidden if sparse else model[n])(features[n]) for n in NAMES}
+    last_layers = {n: model[n].last for n in NAMES} if sparse else None
+    losses, stats = criterion(embeddings, labels, with_stats=True, last_layers=last_layers)
     sum(losses.values()).backward()
     return {k: v.item() for k, v in losses.items()}, {k: float(v) for k, v in stats.items()}
 
@@ -79,7 +82,7 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_equal_one_that_holds_both_batches(results, case, sampler):
     model = make_model()
-    losses, stats = run(model, *make_batch(case), sampler, seed=0)
+    losses, stats = run(model, *make_batch(case), sampler, seed=0, sparse=False)
     assert all(value > 0 for value in losses.values()) == (case != "nobody has anything")
     for rank in range(2):
         rank_losses, rank_stats, rank_grads = results[rank][case, sampler]

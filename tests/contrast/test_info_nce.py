@@ -105,8 +105,9 @@ LAYOUTS = {
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("tile", [3, 8, 1000])
-def test_within_a_set(layout, tile, device, monkeypatch):
-    set_tile(monkeypatch, tile)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_within_a_set(layout, symmetric, tile, device, monkeypatch):
+    set_tiling(monkeypatch, tile, symmetric)
     labels = torch.tensor(LAYOUTS[layout], device=device)
     anchors = unit(len(labels), 6, dtype=torch.float32).to(device)
     assert_matches(loop_over_pairs, anchors, labels)
@@ -115,17 +116,19 @@ def test_within_a_set(layout, tile, device, monkeypatch):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("other", LAYOUTS)
-def test_across_sets(layout, other, device, monkeypatch):
-    set_tile(monkeypatch, 4)
+@pytest.mark.parametrize("band", [4, 1000])
+def test_across_sets(layout, other, band, device, monkeypatch):
+    set_tiling(monkeypatch, band)
     ya, yb = torch.tensor(LAYOUTS[layout], device=device), torch.tensor(LAYOUTS[other], device=device)
     za = unit(len(ya), 6, seed=1, dtype=torch.float32).to(device)
     zb = unit(len(yb), 6, seed=2, dtype=torch.float32).to(device)
     assert_matches(loop_over_pairs, za, ya, zb, yb)
 
 
-def set_tile(monkeypatch, size):
+def set_tiling(monkeypatch, size, symmetric=True):
+    """Bands of so many rows, or fewer for long ones, and tiles of so many anchors; within a set, tiles if symmetric."""
     length = info_nce._RunLength(joined=max(1, size - 1), most=size)
-    tiling = info_nce._Tiling(negatives=length, positives=length)
+    tiling = info_nce._Tiling(size, 25 * size, 0 if symmetric else 1 << 62, negatives=length, positives=length)
     monkeypatch.setattr(info_nce, "_TILING", {"cpu": tiling, "cuda": tiling})
 
 
@@ -152,8 +155,9 @@ def sets(draw):
 def test_any_sets(case):
     za, ya, zb, yb, temperature, tile = case
     with pytest.MonkeyPatch.context() as monkeypatch:
-        set_tile(monkeypatch, tile)
-        assert_matches(loop_over_pairs, za, ya, temperature=temperature, terms_may_cancel=True)
+        for symmetric in (False, True):
+            set_tiling(monkeypatch, tile, symmetric)
+            assert_matches(loop_over_pairs, za, ya, temperature=temperature, terms_may_cancel=True)
         assert_matches(loop_over_pairs, za, ya, zb, yb, temperature=temperature, terms_may_cancel=True)
 
 
@@ -176,9 +180,10 @@ def test_more_anchors_than_a_tile(classes, temperature):
     assert_matches(textbook, za, ya, zb, yb, temperature=temperature)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("tile", [3, 100])
-def test_gradcheck(tile, monkeypatch):
-    set_tile(monkeypatch, tile)
+def test_gradcheck(tile, symmetric, monkeypatch):
+    set_tiling(monkeypatch, tile, symmetric)
     za, zb = unit(9, 4, seed=1).requires_grad_(), unit(7, 4, seed=2).requires_grad_()
     ya, yb = torch.tensor([2, 0, 1, 0, 2, 2, 2, 5, 0]), torch.tensor([0, 1, 1, 2, 0, 7, 7])
     assert torch.autograd.gradcheck(lambda z: supervised_info_nce(z, ya), za)

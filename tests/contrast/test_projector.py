@@ -26,11 +26,10 @@ def test_parameter_counts(channels, hidden_layers, millions):
 @pytest.mark.parametrize("hidden_layers", [0, 1, 2, 3])
 def test_layers_and_output(hidden_layers):
     projector = Projector(12, out_channels=8, hidden_layers=hidden_layers)
-    kinds = [nn.Conv2d, nn.ReLU, nn.BatchNorm2d] * hidden_layers + [nn.Conv2d]
-    assert [type(layer) for layer in projector] == kinds
-    convs = [layer for layer in projector if isinstance(layer, nn.Conv2d)]
-    assert all(conv.kernel_size == (1, 1) for conv in convs)
-    assert [conv.bias is not None for conv in convs] == [False] * hidden_layers + [True]
+    assert [type(layer) for layer in projector.hidden] == [nn.Conv2d, nn.ReLU, nn.BatchNorm2d] * hidden_layers
+    convs = [layer for layer in projector.hidden if isinstance(layer, nn.Conv2d)]
+    assert all(conv.kernel_size == (1, 1) and conv.bias is None for conv in convs)
+    assert projector.last.bias is not None
     out = projector(torch.randn(2, 12, 5, 7))
     assert out.shape == (2, 8, 5, 7)
     assert not torch.allclose(out.norm(dim=1), torch.ones(2, 5, 7))  # normalised only where it is sampled
@@ -38,9 +37,18 @@ def test_layers_and_output(hidden_layers):
 
 def test_norm_is_exchangeable_and_the_input_untouched():
     projector = Projector(12, 8, norm=lambda channels: nn.GroupNorm(4, channels))
-    assert [type(layer) for layer in projector][2] is nn.GroupNorm
+    assert type(projector.hidden[2]) is nn.GroupNorm
     x = torch.randn(2, 12, 4, 4, requires_grad=True)
     before = x.detach().clone()
     projector(x).sum().backward()
     assert torch.equal(x.detach(), before)
     assert all(p.grad is not None for p in projector.parameters())
+
+
+@pytest.mark.parametrize("hidden_layers", [0, 2])
+def test_it_is_a_stack_of_1x1_convolutions(hidden_layers):
+    projector = Projector(12, 8, hidden_layers)
+    last = nn.Conv2d(projector.last.in_features, 8, 1)
+    last.weight.data, last.bias.data = projector.last.weight[..., None, None].data, projector.last.bias.data
+    x = torch.randn(2, 12, 5, 7)
+    torch.testing.assert_close(projector(x), last(nn.Sequential(*projector.hidden)(x)))
