@@ -41,17 +41,31 @@ class _RunLength(NamedTuple):
 
 
 class _Tiling(NamedTuple):
-    band_rows: int
-    band_scores: int  # bands that would hold more have fewer rows
-    symmetric_from: int  # within one set, anchors from which on the symmetry of tiles pays
-    negatives: _RunLength
+    band_rows: int  # rows of a band
+    band_scores: int  # a band that would hold more has fewer rows
+    symmetric_from: int  # within a set, the number of anchors from which on tiles are faster than bands
+    negatives: _RunLength  # rows and columns of a tile
     positives: _RunLength
 
 
 # On a CPU, scores should stay in the cache between passes, and a tile of positives should hold little else. On an
 # accelerator, a visit should be large enough to keep it busy.
-_TILING = {"cpu": _Tiling(256, 1 << 22, 1200, _RunLength(768, 768), _RunLength(128, 512))}
-_TILING_ON_ACCELERATOR = _Tiling(2048, 1 << 23, 2048, _RunLength(2048, 2048), _RunLength(2048, 2048))
+_TILING = {
+    "cpu": _Tiling(
+        band_rows=256,
+        band_scores=1 << 24,
+        symmetric_from=1200,
+        negatives=_RunLength(joined=768, most=768),
+        positives=_RunLength(joined=128, most=512),
+    )
+}
+_TILING_ON_ACCELERATOR = _Tiling(
+    band_rows=2048,
+    band_scores=1 << 23,
+    symmetric_from=2048,
+    negatives=_RunLength(joined=2048, most=2048),
+    positives=_RunLength(joined=2048, most=2048),
+)
 
 # Scores of unit vectors lie within +- 1 / tau. Up to these bounds no sum of their exponentials overflows and none
 # underflows, so that no maximum has to be subtracted.

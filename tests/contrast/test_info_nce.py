@@ -132,6 +132,12 @@ def set_tiling(monkeypatch, size, symmetric=True):
     monkeypatch.setattr(info_nce, "_TILING", {"cpu": tiling, "cuda": tiling})
 
 
+@pytest.fixture(params=[False, True], ids=["bands", "tiles"])
+def both_ways(request, monkeypatch):
+    """Small sets would be visited by bands alone."""
+    set_tiling(monkeypatch, 16, symmetric=request.param)
+
+
 @st.composite
 def sets(draw):
     """Two sets of clustered unit vectors with random classes, a temperature and a tile size."""
@@ -190,6 +196,7 @@ def test_gradcheck(tile, symmetric, monkeypatch):
     assert torch.autograd.gradcheck(lambda a, b: supervised_info_nce(a, ya, b, yb), (za, zb))
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("temperature", [0.01, 0.014, 0.0145, 0.02, 0.1, 1.0])
 @pytest.mark.parametrize("kind", ["identical", "opposite", "positives far, negatives near", "random"])
 def test_stable_for_any_unit_vectors(kind, temperature):
@@ -205,6 +212,7 @@ def test_stable_for_any_unit_vectors(kind, temperature):
     assert_matches(loop_over_pairs, z, labels, -z, labels, temperature=temperature, terms_may_cancel=True)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_smallest_sum_of_negatives():
     """Negatives opposite to the anchor: n_i is the smallest that it can be, and must not become 0."""
     z = torch.tensor([[1.0, 0], [1, 0], [-1, 0], [-1, 0]])
@@ -216,6 +224,7 @@ def test_smallest_sum_of_negatives():
     assert supervised_info_nce(z, labels, temperature=0.05).item() == pytest.approx(2 * math.exp(-40), rel=1e-5, abs=0)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision(dtype, autocast):
@@ -230,6 +239,7 @@ def test_half_precision(dtype, autocast):
     assert (z.grad.double() - expected.grads[0]).norm() <= torch.finfo(dtype).eps * expected.grads[0].norm()
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_float32_under_autocast_is_not_rounded():
     labels = torch.arange(60) % 4
     z = unit(60, 16, seed=6, dtype=torch.float32)
@@ -262,6 +272,15 @@ def test_gradient_reaches_one_set_alone():
     torch.testing.assert_close(only_b.grad, grad_b)
 
 
+def test_a_second_backward_pass_gives_the_same_gradients():
+    za, zb = (unit(9, 4, seed=seed).requires_grad_() for seed in (1, 2))
+    labels = torch.arange(9) % 3
+    value = supervised_info_nce(za, labels, zb, labels)
+    first, second = (torch.autograd.grad(value, (za, zb), retain_graph=True) for _ in range(2))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+@pytest.mark.usefixtures("both_ways")
 def test_order_of_anchors_does_not_matter():
     z, labels, order = unit(50, 8), torch.arange(50) // 10, torch.randperm(50)
     value, (grad,) = value_and_gradients(z, labels)
@@ -289,9 +308,11 @@ def test_bad_input(change, message):
         supervised_info_nce(**args)
 
 
-def test_memory_is_linear():
+@pytest.mark.parametrize("across", [False, True])
+def test_memory_is_linear(across):
     """12,000 anchors, whose score matrix would take 580 MB, fit into 100 MB beside their gradient."""
     code = """
+import sys
 import torch
 from d2_contrast.contrast import supervised_info_nce
 
@@ -300,10 +321,11 @@ def peak():
 
 z = torch.nn.functional.normalize(torch.randn(12000, 16), dim=1).requires_grad_()
 labels = torch.arange(12000) // 200
-supervised_info_nce(z[:2000], labels[:2000]).backward()
+sets = [z, labels] * (2 if sys.argv[1] == "True" else 1)
+supervised_info_nce(*[x[:2000] for x in sets]).backward()
 before = peak()
-supervised_info_nce(z, labels).backward()
+supervised_info_nce(*sets).backward()
 print(peak() - before)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, str(across)], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 100
