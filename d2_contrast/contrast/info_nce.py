@@ -2,27 +2,29 @@
 
 With s_ij = z_i . z_j / tau, N(i) and P(i) the negatives and positives of anchor i, the loss is
 
-    L = 1/|A| sum_i 1/|P(i)| sum_{j in P(i)} log(1 + n_i exp(-s_ij)),    n_i = sum_{k in N(i)} exp(s_ik).
+    L = sum_i w_i sum_{j in P(i)} log(1 + n_i exp(-s_ij)),    n_i = sum_{k in N(i)} exp(s_ik),    w_i = 1 / (|A| |P(i)|).
 
-Its gradient with respect to the scores needs two numbers per anchor, n_i and
-g_i = w_i sum_{j in P(i)} 1 / (exp(s_ij) + n_i) with w_i = 1 / (|A| |P(i)|):
+Its gradient with respect to the scores needs two numbers per anchor, n_i and g_i = w_i r_i / n_i, where r_i sums the
+pulls p_ij = n_i / (exp(s_ij) + n_i) over P(i):
 
-    dL/ds_ik = g_i exp(s_ik)                        for a negative k,
-    dL/ds_ij = -w_i n_i / (exp(s_ij) + n_i)         for a positive j.
+    dL/ds_ik = g_i exp(s_ik)     for a negative k,
+    dL/ds_ij = -w_i p_ij         for a positive j.
 
-Anchors are sorted by class, which confines the positives of a few rows to a block of columns: only there are masks
-needed. The scores are visited in one of two ways.
+Both are known once all scores of the anchor have been seen, so that the gradients follow in the forward pass, and the
+backward pass has but to multiply. Anchors are sorted by class, which confines the positives of a few rows to a block of
+columns: only there are masks needed. The scores are visited in one of two ways.
 
-From one set to another, by bands of rows. A band holds all scores of its anchors, so that n_i and g_i are known as soon
-as it is computed and the gradients follow in the same visit: three matrix products in all, and the backward pass has
-but to multiply.
+From one set to another, by bands of rows. A band holds all scores of its anchors, so that its share of the gradients
+follows in the same visit: three matrix products in all.
 
-Within a large set, by tiles. The scores are symmetric: tiles of negatives on and above the diagonal suffice, and the
-two gradients of a tile merge, which is two products' worth of work. Since n_i is complete only when all tiles have been
-seen, they are visited once to collect it, those of positives to collect g_i, and both again in the backward pass.
+Within a set, by tiles. The scores are symmetric: tiles of negatives on and above the diagonal suffice, and the two
+gradients of a tile merge. Since n_i is complete only when all tiles have been seen, tiles of negatives are visited
+twice, and computed again if they are too many to be kept: one and a half to two matrix products in all.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections import defaultdict
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -33,39 +35,20 @@ from torch.autograd.function import once_differentiable
 __all__ = ["check_temperature", "supervised_info_nce"]
 
 
-class _RunLength(NamedTuple):
-    """How a set sorted by class is cut into the rows or columns that are visited together."""
-
-    joined: int  # classes are joined up to so many anchors
-    most: int  # a class with more is divided
-
-
 class _Tiling(NamedTuple):
-    band_rows: int  # rows of a band
-    band_scores: int  # a band that would hold more has fewer rows
-    symmetric_from: int  # within a set, the number of anchors from which on tiles are faster than bands
-    negatives: _RunLength  # rows and columns of a tile
-    positives: _RunLength
+    band_rows: int  # rows that are visited together
+    band_scores: int  # or more rows, if they have no more than so many scores
+    tile_rows: int  # rows and columns of a tile
+    kept_scores: int  # tiles are kept up to so many scores
+
+    def band(self, columns: int) -> int:
+        """The rows that are visited together if each has so many scores."""
+        return max(self.band_rows, self.band_scores // columns)
 
 
-# On a CPU, scores should stay in the cache between passes, and a tile of positives should hold little else. On an
-# accelerator, a visit should be large enough to keep it busy.
-_TILING = {
-    "cpu": _Tiling(
-        band_rows=256,
-        band_scores=1 << 24,
-        symmetric_from=1200,
-        negatives=_RunLength(joined=768, most=768),
-        positives=_RunLength(joined=128, most=512),
-    )
-}
-_TILING_ON_ACCELERATOR = _Tiling(
-    band_rows=2048,
-    band_scores=1 << 23,
-    symmetric_from=2048,
-    negatives=_RunLength(joined=2048, most=2048),
-    positives=_RunLength(joined=2048, most=2048),
-)
+# On a CPU, scores should stay in the cache between passes. On an accelerator, a visit should keep it busy.
+_TILING = {"cpu": _Tiling(band_rows=256, band_scores=1 << 17, tile_rows=768, kept_scores=1 << 23)}
+_TILING_ON_ACCELERATOR = _Tiling(band_rows=256, band_scores=1 << 23, tile_rows=2048, kept_scores=1 << 23)
 
 # Scores of unit vectors lie within +- 1 / tau. Up to these bounds no sum of their exponentials overflows and none
 # underflows, so that no maximum has to be subtracted.
@@ -120,14 +103,11 @@ def supervised_info_nce(
     with torch.autocast(anchors.device.type, enabled=False):
         za, counts_a = _sort_by_class(anchors.to(dtype), anchor_labels)
         if contrast is None:
-            counts = list(counts_a.values())
-            if len(za) < _tiling(za).symmetric_from:
-                return _Bands.apply(za, None, counts, counts, temperature).to(out_dtype)
-            return _SymmetricTiles.apply(za, counts, temperature).to(out_dtype)
+            return _InfoNCE.apply(za, None, list(counts_a.values()), None, temperature).to(out_dtype)
         zb, counts_b = _sort_by_class(contrast.to(dtype), contrast_labels)
         classes = sorted(counts_a.keys() | counts_b.keys())
         counts = ([c.get(label, 0) for label in classes] for c in (counts_a, counts_b))
-        return _Bands.apply(za, zb, *counts, temperature).to(out_dtype)
+        return _InfoNCE.apply(za, zb, *counts, temperature).to(out_dtype)
 
 
 def check_temperature(temperature: float) -> None:
@@ -174,15 +154,15 @@ class _Run(NamedTuple):
         return slice(self.start, self.stop)
 
 
-def _cut(counts: list[int], length: _RunLength) -> list[_Run]:
+def _cut(counts: list[int], most: int) -> list[_Run]:
     """Cut a set, so many anchors of each class, into runs of whole classes, and parts of classes that are too large."""
     runs: list[_Run] = []
     start = 0
     for label, count in enumerate(counts):
-        if runs and start + count - runs[-1].start <= length.joined:
+        if runs and start + count - runs[-1].start <= most:
             runs[-1] = runs[-1]._replace(stop=start + count, last=label)
         else:
-            parts = -(-count // length.most)
+            parts = -(-count // most)
             cuts = [start + count * i // parts for i in range(parts + 1)] if count else []
             runs += [_Run(a, b, label, label) for a, b in zip(cuts, cuts[1:])]
         start += count
@@ -195,49 +175,20 @@ def _classes(counts: list[int], like: Tensor) -> Tensor:
     return torch.arange(len(counts), dtype=like.dtype).repeat_interleave(torch.tensor(counts)).to(like.device)
 
 
-class _Bands(torch.autograd.Function):
-    """From one set to another, or within one that is small (zb is None)."""
+class _InfoNCE(torch.autograd.Function):
+    """The loss within one set (zb is None) or from one to another, both sorted by class."""
 
     @staticmethod
     def forward(ctx, za, zb, counts_a, counts_b, temperature):
-        within = zb is None
-        zb = za if within else zb
+        grad_a, grad_b = (torch.zeros_like(z) if ctx.needs_input_grad[i] else None for i, z in enumerate((za, zb)))
+        if not len(za) or zb is not None and not len(zb):
+            loss = za.new_zeros(())
+        elif zb is None:
+            loss = _contrast_within(za, counts_a, temperature, grad_a)
+        else:
+            loss = _contrast_across(za, zb, counts_a, counts_b, temperature, grad_a, grad_b)
         ctx.temperature = temperature
-        grad_a = torch.zeros_like(za) if ctx.needs_input_grad[0] else None
-        grad_b = grad_a if within else torch.zeros_like(zb) if ctx.needs_input_grad[1] else None
-        ctx.save_for_backward(grad_a, None if within else grad_b)
-        loss = za.new_zeros(())
-        if not len(za) or not len(zb):
-            return loss
-
-        most = max(1, min(_tiling(za).band_rows, _tiling(za).band_scores // len(zb)))
-        class_a, class_b = _classes(counts_a, za), _classes(counts_b, zb)
-        ends = list(accumulate(counts_b, initial=0))
-        buffer = za.new_empty(min(most, len(za)), len(zb))
-        for r in _cut(counts_a, _RunLength(most, most)):
-            z = za[r.span]
-            block = slice(ends[r.first], ends[r.last + 1])  # the only columns that may hold positives
-            e = buffer[: len(z)].addmm_(z, zb.t(), beta=0, alpha=1 / temperature)
-            x = e[:, block].clone()
-            positive = torch.eq(class_a[r.span, None], class_b[block]).to(za.dtype)
-            e.exp_()[:, block].mul_(1 - positive)
-            if within:
-                positive.diagonal(r.start - block.start).zero_()
-
-            n = e.sum(1)
-            w = 1 / (positive.sum(1).clamp(min=1) * len(za))
-            x = torch.sub(n.log()[:, None], x, out=x)
-            pull = x.sigmoid().mul_(positive)  # n_i / (exp(s_ij) + n_i)
-            loss += _softplus_(x).mul_(positive).sum(1) @ w
-
-            # The gradient of the scores: g_i times e of negatives and - pull n_i / ratio_i of positives.
-            ratio = pull.sum(1)
-            e[:, block].addcmul_(pull, torch.where(ratio > 0, n / ratio, 0)[:, None], value=-1)
-            g = torch.where(n > 0, ratio * w / n, 0)[:, None]
-            if grad_a is not None:
-                grad_a[r.span].addcmul_(e @ zb, g)
-            if grad_b is not None:
-                grad_b.addmm_(e.t(), z * g)
+        ctx.save_for_backward(grad_a, grad_b)
         return loss
 
     @staticmethod
@@ -247,106 +198,159 @@ class _Bands(torch.autograd.Function):
         return *grads, None, None, None
 
 
-class _SymmetricTiles(torch.autograd.Function):
-    """Within one set."""
+def _contrast_across(
+    za: Tensor,
+    zb: Tensor,
+    counts_a: list[int],
+    counts_b: list[int],
+    temperature: float,
+    grad_a: Tensor | None,
+    grad_b: Tensor | None,
+) -> Tensor:
+    """The loss from one set to another, by bands; tau times its gradients are added to those that are wanted."""
+    most = _tiling(za).band(len(zb))
+    class_a, class_b = _classes(counts_a, za), _classes(counts_b, zb)
+    weight = 1 / (len(za) * torch.tensor(counts_b, dtype=za.dtype).clamp(min=1))
+    weight = weight.repeat_interleave(torch.tensor(counts_a)).to(za.device)
+    ends = list(accumulate(counts_b, initial=0))
+    buffer = za.new_empty(min(most, len(za)), len(zb))
+    loss = za.new_zeros(())
+    for r in _cut(counts_a, most):
+        z, w = za[r.span], weight[r.span]
+        block = slice(ends[r.first], ends[r.last + 1])  # the only columns that may hold positives
+        e = buffer[: len(z)].addmm_(z, zb.t(), beta=0, alpha=1 / temperature)
+        x = e[:, block].clone()
+        positive = torch.eq(class_a[r.span, None], class_b[block], out=torch.empty_like(x))
+        e.exp_()[:, block].mul_(1 - positive)
 
-    @staticmethod
-    def forward(ctx, z, counts, temperature):
-        scores = _Scores(z, counts, temperature)
-        n = z.new_zeros(len(z))
-        for r, c, e in scores.negatives():
-            n[r.span] += e.sum(1)
-            if r != c:
-                n[c.span] += e.sum(0)
+        n = e.sum(1)
+        x = torch.sub(n.log()[:, None], x, out=x)
+        pull = x.sigmoid().mul_(positive)
+        loss += _softplus_(x).mul_(positive).sum(1) @ w
 
-        log_n = n.log()
-        loss, ratio, count = torch.zeros_like(n), torch.zeros_like(n), torch.zeros_like(n)
-        for r, _, s, positive in scores.positives():
-            x = torch.sub(log_n[r.span, None], s, out=s)
-            count[r.span] += positive.sum(1)
-            ratio[r.span] += x.sigmoid().mul_(positive).sum(1)  # n_i / (exp(s_ij) + n_i)
-            loss[r.span] += _softplus_(x).mul_(positive).sum(1)
-        w = 1 / (count.clamp(min=1) * len(z))
-        g = torch.where(n > 0, ratio * w / n, 0)
-        ctx.counts, ctx.temperature = counts, temperature
-        ctx.save_for_backward(z, log_n, g, w)
-        return (loss * w).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_loss):
-        z, log_n, g, w = ctx.saved_tensors
-        scores = _Scores(z, ctx.counts, ctx.temperature)
-        grad = torch.zeros_like(z)
-        with torch.autocast(z.device.type, enabled=False):
-            for r, c, e in scores.negatives():
-                push = e.mul_(scores.outer_sum(r, c, g))
-                grad[r.span].addmm_(push, z[c.span])
-                if r != c:
-                    grad[c.span].addmm_(push.t(), z[r.span])
-            for r, c, s, positive in scores.positives():
-                pull = torch.sub(log_n[r.span, None], s).sigmoid_().mul_(w[r.span, None])
-                pull += torch.sub(log_n[c.span], s, out=s).sigmoid_().mul_(w[c.span])
-                grad[r.span].addmm_(pull.mul_(positive), z[c.span], alpha=-1)
-        return grad.mul_(grad_loss / ctx.temperature), None, None
+        # The gradient of the scores: g_i times e of negatives and - pull n_i / r_i of positives.
+        pulls = pull.sum(1)
+        e[:, block].addcmul_(pull, torch.where(pulls > 0, n / pulls, 0)[:, None], value=-1)
+        g = torch.where(n > 0, pulls * w / n, 0)[:, None]
+        if grad_a is not None:
+            grad_a[r.span].addcmul_(e @ zb, g)
+        if grad_b is not None:
+            grad_b.addmm_(e.t(), z * g)
+    return loss
 
 
-class _Scores:
-    """The scores within a set sorted by class, computed tile by tile in one buffer."""
+def _contrast_within(z: Tensor, counts: list[int], temperature: float, grad: Tensor | None) -> Tensor:
+    """The loss within a set; tau times its gradient is added to the one given."""
+    tiles = _NegativeTiles(z, counts, temperature, keep=grad is not None)
+    n = z.new_zeros(len(z))
+    for r, c, e in tiles.visit():
+        n[r.span] += e.sum(1)
+        if r != c:
+            n[c.span] += e.sum(0)
 
-    def __init__(self, z: Tensor, counts: list[int], temperature: float):
+    loss, g = z.new_zeros(()), torch.zeros_like(n)
+    for rows, size in _classes_of_equal_size(counts, _tiling(z)):
+        w = 1 / ((size - 1) * len(z))
+        members, members_n = z[rows].view(-1, size, z.shape[1]), n[rows].view(-1, size)
+        pulled = None if grad is None else torch.zeros_like(members)
+        softplus, pulls = _visit_positives(members, members_n, temperature, pulled)
+        loss += w * softplus
+        if grad is not None:
+            g[rows] = torch.where(members_n > 0, w * pulls / members_n, 0).flatten()
+            grad[rows] -= w * pulled.flatten(0, 1)
+    if grad is None:
+        return loss
+
+    for r, c, e in tiles.visit():
+        e.mul_(g[r.span, None] + g[c.span])
+        grad[r.span].addmm_(e, z[c.span])
+        if r != c:
+            grad[c.span].addmm_(e.t(), z[r.span])
+    return loss
+
+
+def _classes_of_equal_size(counts: list[int], tiling: _Tiling) -> Iterator[tuple[slice | Tensor, int]]:
+    """Yield the rows of classes whose positives are visited together, and the size of each; no class of size 1."""
+    starts = defaultdict(list)
+    for start, size in zip(accumulate(counts, initial=0), counts):
+        if size > 1:
+            starts[size].append(start)
+    for size, all_starts in starts.items():
+        together = max(1, tiling.band(size) // size)
+        for i in range(0, len(all_starts), together):
+            some = all_starts[i : i + together]
+            if some[-1] - some[0] == size * (len(some) - 1):  # one after the other
+                yield slice(some[0], some[-1] + size), size
+            else:
+                yield (torch.tensor(some)[:, None] + torch.arange(size)).flatten(), size
+
+
+class _NegativeTiles:
+    """The scores of negatives within a set sorted by class, tile by tile, on and above the diagonal."""
+
+    def __init__(self, z: Tensor, counts: list[int], temperature: float, keep: bool):
+        """keep: remember tiles for a second visit, as many as the tiling allows."""
         self.z = z
         self.temperature = temperature
         self._class = _classes(counts, z)
-        self._negatives, self._positives = _cut(counts, _tiling(z).negatives), _cut(counts, _tiling(z).positives)
-        side = max(r.stop - r.start for r in self._negatives + self._positives)
-        self._buffer, self._spare = z.new_empty(2, side * side)
+        self._runs = _cut(counts, _tiling(z).tile_rows)
+        self._room = _tiling(z).kept_scores if keep else 0
+        self._kept: dict[tuple[_Run, _Run], Tensor] = {}
+        side = max(r.stop - r.start for r in self._runs)
+        self._buffer = z.new_empty(side * side)
 
-    def negatives(self) -> Iterator[tuple[_Run, _Run, Tensor]]:
+    def visit(self) -> Iterator[tuple[_Run, _Run, Tensor]]:
         """Yield rows, columns, and exp of the scores of negatives, 0 elsewhere, for each tile that holds some.
 
-        They may be overwritten by the caller. Tiles below the diagonal are left out.
+        In the last visit they may be overwritten.
         """
-        for i, r in enumerate(self._negatives):
-            for c in self._negatives[i:]:
+        for i, r in enumerate(self._runs):
+            for c in self._runs[i:]:
                 if r.first == r.last == c.first == c.last:
                     continue
-                e = self._tile(r, c).exp_()
-                if self._share_a_class(r, c):
-                    e.mul_(self._compare(torch.ne, r, c))
+                e = self._kept.get((r, c))
+                if e is None:
+                    e = self._place(r, c)
+                    e.addmm_(self.z[r.span], self.z[c.span].t(), beta=0, alpha=1 / self.temperature).exp_()
+                    if c.first <= r.last:
+                        e.mul_(torch.ne(self._class[r.span, None], self._class[c.span], out=torch.empty_like(e)))
                 yield r, c, e
 
-    def positives(self) -> Iterator[tuple[_Run, _Run, Tensor, Tensor]]:
-        """Yield rows, columns, scores, and 1 for positives, 0 elsewhere, for each tile that may hold some.
-
-        Scores may be overwritten by the caller. Tiles below the diagonal are not left out.
-        """
-        for r in self._positives:
-            for c in self._positives:
-                if self._share_a_class(r, c):
-                    positive = self._compare(torch.eq, r, c)
-                    if r == c:
-                        positive.fill_diagonal_(0)
-                    yield r, c, self._tile(r, c), positive
-
-    def outer_sum(self, r: _Run, c: _Run, values: Tensor) -> Tensor:
-        """values_i + values_j for the rows i and columns j of a tile."""
-        return torch.add(values[r.span, None], values[c.span], out=self._view(self._spare, r, c))
-
-    def _tile(self, r: _Run, c: _Run) -> Tensor:
-        tile = self._view(self._buffer, r, c)
-        return tile.addmm_(self.z[r.span], self.z[c.span].t(), beta=0, alpha=1 / self.temperature)
-
-    def _share_a_class(self, r: _Run, c: _Run) -> bool:
-        return r.first <= c.last and c.first <= r.last
-
-    def _compare(self, relation: Callable[..., Tensor], r: _Run, c: _Run) -> Tensor:
-        return relation(self._class[r.span, None], self._class[c.span], out=self._view(self._spare, r, c))
-
-    @staticmethod
-    def _view(buffer: Tensor, r: _Run, c: _Run) -> Tensor:
+    def _place(self, r: _Run, c: _Run) -> Tensor:
+        """Where a tile goes: memory of its own as long as there is room."""
         height, width = r.stop - r.start, c.stop - c.start
-        return buffer[: height * width].view(height, width)
+        if height * width > self._room:
+            return self._buffer[: height * width].view(height, width)
+        self._room -= height * width
+        self._kept[r, c] = self.z.new_empty(height, width)
+        return self._kept[r, c]
+
+
+def _visit_positives(z: Tensor, n: Tensor, temperature: float, pulled: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The terms of positives within classes of equal size.
+
+    Args:
+        z: (classes, size, D).
+        n: (classes, size), the n_i.
+        pulled: (classes, size, D), to which sum_j (p_ij + p_ji) z_j is added.
+
+    Returns:
+        The sum of all terms, and (classes, size), sum_j p_ij.
+    """
+    size = z.shape[1]
+    total, pulls = z.new_zeros(()), torch.zeros_like(n)
+    rows = _tiling(z).band(size)
+    for start in range(0, size, rows):
+        part = slice(start, start + rows)
+        x = torch.baddbmm(n[:, part, None].log(), z[:, part], z.mT, alpha=-1 / temperature)
+        x.diagonal(start, 1, 2).fill_(-math.inf)  # no anchor is its own positive
+        pull = x.sigmoid()
+        pulls[:, part] = pull.sum(2)
+        total += _softplus_(x).sum()
+        if pulled is not None:
+            pulled[:, part].baddbmm_(pull, z)
+            pulled.baddbmm_(pull.mT, z[:, part])
+    return total, pulls
 
 
 def _softplus_(x: Tensor) -> Tensor:
