@@ -152,14 +152,14 @@ def choose_positions(
 
     # Images in random order, so that none is preferred where a quota does not divide evenly; then positions in random
     # order, sorted by class and image: the first of a group are a random choice from it.
-    sizes = torch.tensor(image_sizes, device=labels.device)
+    sizes = torch.tensor(image_sizes).to(labels.device, non_blocking=True)
     codes = shuffled(num_images).repeat_interleave(sizes, output_size=size)
     codes.add_(labels.int(), alpha=num_images).masked_fill_(labels == ignore_label, _IGNORED)
     shuffle = shuffled(size)
     codes, order = codes.index_select(0, shuffle).sort()
 
-    # The rest is small, and done on the host.
-    codes, counts = codes.cpu().unique_consecutive(return_counts=True)  # .cpu() is the only synchronisation
+    # The rest is small, and done on the host. Only .cpu() waits for the device.
+    codes, counts = codes.cpu().unique_consecutive(return_counts=True)
     valid = codes != _IGNORED
     label, row = (codes[valid] // num_images).unique_consecutive(return_inverse=True)
     table = counts.new_zeros(len(label), num_images)
@@ -177,7 +177,7 @@ def choose_positions(
 
     quotas, starts = quotas.flatten(), (table.flatten().cumsum(0) - table.flatten())
     within = torch.arange(int(quotas.sum())) - (quotas.cumsum(0) - quotas).repeat_interleave(quotas)
-    index = (starts.repeat_interleave(quotas) + within).to(labels.device)
+    index = (starts.repeat_interleave(quotas) + within).to(labels.device, non_blocking=True)
     return shuffle[order[index]].long()
 
 

@@ -131,10 +131,12 @@ class MultiScaleContrast(nn.Module):
             raise ValueError(f"embeddings lack {missing}, they have {list(embeddings)}")
         warmup = self._warmup(iteration)
         last_layers = last_layers or {}
-        sets = {
-            name: sample_anchors(embeddings[name], labels, **self.sampling, last_layer=last_layers.get(name))
-            for name in self.in_features
-        }
+        sets = {}
+        for name in self.in_features:
+            anchors, classes = sample_anchors(
+                embeddings[name], labels, **self.sampling, last_layer=last_layers.get(name)
+            )
+            sets[name] = anchors, classes.cpu()  # fetched now, while the device has little to do, and not by each term
         losses = {}
         for name, weight in zip(self.in_features, self.scale_weights):
             loss = supervised_info_nce(*sets[name], temperature=self.temperature)
@@ -164,19 +166,18 @@ def describe_anchors(anchors: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
     The sum of all similarities within a class is the squared length of the sum of its anchors.
     """
-    device = anchors.device
     _, index, counts = labels.unique_consecutive(return_inverse=True, return_counts=True)
-    counts = counts.double()
-    sums = torch.zeros(len(counts), anchors.shape[1], dtype=torch.float64, device=device)
+    index, counts = index.to(anchors.device), counts.to(anchors.device, torch.float64)
+    sums = anchors.new_zeros(len(counts), anchors.shape[1], dtype=torch.float64)
     sums.index_add_(0, index, anchors.double())
     total = sums.sum(0).square().sum()
     within = sums.square().sum()
     size = counts.sum()
     itself = anchors.double().square().sum()
-    num_classes = torch.tensor(float(len(counts)), device=device)
+    num_classes = size.new_tensor(len(counts))
     return {
         "num_anchors": size.float(),
-        "num_classes": num_classes,
+        "num_classes": num_classes.float(),
         "anchors_per_class": (size / num_classes.clamp(min=1)).float(),
         "positive_similarity": ((within - itself) / (counts.square().sum() - size)).float(),
         "negative_similarity": ((total - within) / (size.square() - counts.square().sum())).float(),

@@ -1,8 +1,8 @@
 """Supervised InfoNCE (Pissas et al., ECCV 2022, Eq. 1-2), exact and linear in memory.
 
-With s_ij = z_i . z_j / tau, N(i) and P(i) the negatives and positives of anchor i, the loss is
+With s_ij = z_i . z_j / tau, N(i) and P(i) the negatives and positives of anchor i, w_i = 1 / (|A| |P(i)|), the loss is
 
-    L = sum_i w_i sum_{j in P(i)} log(1 + n_i exp(-s_ij)),    n_i = sum_{k in N(i)} exp(s_ik),    w_i = 1 / (|A| |P(i)|).
+    L = sum_i w_i sum_{j in P(i)} log(1 + n_i exp(-s_ij)),    n_i = sum_{k in N(i)} exp(s_ik).
 
 Its gradient with respect to the scores needs two numbers per anchor, n_i and g_i = w_i r_i / n_i, where r_i sums the
 pulls p_ij = n_i / (exp(s_ij) + n_i) over P(i):
@@ -47,7 +47,7 @@ class _Tiling(NamedTuple):
 
 
 # On a CPU, scores should stay in the cache between passes. On an accelerator, a visit should keep it busy.
-_TILING = {"cpu": _Tiling(band_rows=256, band_scores=1 << 17, tile_rows=768, kept_scores=1 << 23)}
+_TILING = {"cpu": _Tiling(band_rows=512, band_scores=1 << 17, tile_rows=768, kept_scores=1 << 23)}
 _TILING_ON_ACCELERATOR = _Tiling(band_rows=256, band_scores=1 << 23, tile_rows=2048, kept_scores=1 << 23)
 
 # Scores of unit vectors lie within +- 1 / tau. Up to these bounds no sum of their exponentials overflows and none
@@ -129,10 +129,10 @@ def _check_set(name: str, vectors: Tensor, labels: Tensor) -> None:
 
 def _sort_by_class(vectors: Tensor, labels: Tensor) -> tuple[Tensor, dict[int, int]]:
     """The vectors sorted by class, and how many belong to each class."""
-    labels = labels.cpu()  # the only synchronisation with the device
+    labels = labels.cpu()  # waits for the device; nothing else here does
     if (labels[1:] < labels[:-1]).any():
         labels, order = labels.sort()
-        vectors = vectors.index_select(0, order.to(vectors.device))
+        vectors = vectors.index_select(0, order.to(vectors.device, non_blocking=True))
     classes, counts = labels.unique_consecutive(return_counts=True)
     return vectors, dict(zip(classes.tolist(), counts.tolist()))
 
@@ -172,7 +172,8 @@ def _cut(counts: list[int], most: int) -> list[_Run]:
 def _classes(counts: list[int], like: Tensor) -> Tensor:
     """The class of each anchor, as floating point: comparing these into floating-point masks is several times faster
     on CPUs."""
-    return torch.arange(len(counts), dtype=like.dtype).repeat_interleave(torch.tensor(counts)).to(like.device)
+    classes = torch.arange(len(counts), dtype=like.dtype).repeat_interleave(torch.tensor(counts))
+    return classes.to(like.device, non_blocking=True)
 
 
 class _InfoNCE(torch.autograd.Function):
@@ -211,7 +212,7 @@ def _contrast_across(
     most = _tiling(za).band(len(zb))
     class_a, class_b = _classes(counts_a, za), _classes(counts_b, zb)
     weight = 1 / (len(za) * torch.tensor(counts_b, dtype=za.dtype).clamp(min=1))
-    weight = weight.repeat_interleave(torch.tensor(counts_a)).to(za.device)
+    weight = weight.repeat_interleave(torch.tensor(counts_a)).to(za.device, non_blocking=True)
     ends = list(accumulate(counts_b, initial=0))
     buffer = za.new_empty(min(most, len(za)), len(zb))
     loss = za.new_zeros(())
@@ -249,7 +250,7 @@ def _contrast_within(z: Tensor, counts: list[int], temperature: float, grad: Ten
             n[c.span] += e.sum(0)
 
     loss, g = z.new_zeros(()), torch.zeros_like(n)
-    for rows, size in _classes_of_equal_size(counts, _tiling(z)):
+    for rows, size in _classes_of_equal_size(counts, z):
         w = 1 / ((size - 1) * len(z))
         members, members_n = z[rows].view(-1, size, z.shape[1]), n[rows].view(-1, size)
         pulled = None if grad is None else torch.zeros_like(members)
@@ -269,20 +270,21 @@ def _contrast_within(z: Tensor, counts: list[int], temperature: float, grad: Ten
     return loss
 
 
-def _classes_of_equal_size(counts: list[int], tiling: _Tiling) -> Iterator[tuple[slice | Tensor, int]]:
+def _classes_of_equal_size(counts: list[int], z: Tensor) -> Iterator[tuple[slice | Tensor, int]]:
     """Yield the rows of classes whose positives are visited together, and the size of each; no class of size 1."""
     starts = defaultdict(list)
     for start, size in zip(accumulate(counts, initial=0), counts):
         if size > 1:
             starts[size].append(start)
     for size, all_starts in starts.items():
-        together = max(1, tiling.band(size) // size)
+        together = max(1, _tiling(z).band(size) // size)
         for i in range(0, len(all_starts), together):
             some = all_starts[i : i + together]
             if some[-1] - some[0] == size * (len(some) - 1):  # one after the other
                 yield slice(some[0], some[-1] + size), size
             else:
-                yield (torch.tensor(some)[:, None] + torch.arange(size)).flatten(), size
+                rows = (torch.tensor(some)[:, None] + torch.arange(size)).flatten()
+                yield rows.to(z.device, non_blocking=True), size
 
 
 class _NegativeTiles:
