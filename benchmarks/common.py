@@ -24,7 +24,14 @@ def machine() -> str:
 
 
 def time_side_by_side(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each function. Rounds are interleaved, so that other load on the machine meets all alike."""
+    """Median seconds of each function, see `time_rounds`."""
+    return {name: statistics.median(seconds) for name, seconds in time_rounds(functions, repeats).items()}
+
+
+def time_rounds(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each function in each round. In a round all take turns: other load on the machine meets all alike."""
+    # As in training, where larger blocks have been freed before: from then on glibc keeps the pages of smaller ones.
+    torch.empty(30 << 20, dtype=torch.uint8)
     for function in functions.values():
         function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
@@ -33,7 +40,7 @@ def time_side_by_side(functions: Mapping[str, Callable[[], object]], repeats: in
             start = time.perf_counter()
             function()
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
 def peak_memory_mb(function: Callable[[], object]) -> float:

@@ -79,8 +79,6 @@ def ours(labels: Tensor, sampler: str) -> Tensor:
 
 def time_all(labels: Tensor, repeats: int) -> dict[str, float]:
     """Median milliseconds of each sampler."""
-    # As in training, where larger blocks have been freed before: from then on glibc keeps the pages of smaller ones.
-    torch.empty(30 << 20, dtype=torch.uint8)
     seconds = time_side_by_side({name: lambda f=f: f(labels) for name, f in SAMPLERS.items()}, repeats)
     return {name: s * 1e3 for name, s in seconds.items()}
 

@@ -3,10 +3,11 @@
     python -m benchmarks.train_step [--models uper_swin_t uper_r18 shapes] [--repeats 5] [KEY VALUE ...]
 
 Batches are random images, and label maps of cells with about ten classes an image. A step is forward pass, backward
-pass and SGD update. KEY VALUE pairs override the configs.
+pass and SGD update; the ratio is the median over rounds of both in turn. KEY VALUE pairs override the configs.
 """
 
 import argparse
+import statistics
 from collections.abc import Callable
 
 import torch
@@ -14,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 import d2_contrast.modeling  # noqa: F401  (registers the models)
-from benchmarks.common import machine, markdown, time_side_by_side
+from benchmarks.common import machine, markdown, time_rounds
 from d2_contrast.config import load_config
 
 MODELS = {
@@ -64,9 +65,10 @@ def compare(name: str, repeats: int, overrides: list[str]) -> list[object]:
         options += ["MODEL.CONTRAST.ENABLED", str(enabled), *model_options, *overrides]
         cfg = load_config(path, options)
         steps[enabled] = step(cfg, images)
-    seconds = time_side_by_side(steps, repeats)
+    seconds = time_rounds(steps, repeats)
+    ratio = statistics.median(b / a for a, b in zip(seconds[False], seconds[True]))
     size = f"{images} x {cfg.INPUT.CROP.SIZE[0]} x {cfg.INPUT.CROP.SIZE[1]}"
-    return [name, size, seconds[False], seconds[True], seconds[True] / seconds[False]]
+    return [name, size, *map(statistics.median, seconds.values()), ratio]
 
 
 def main() -> None:
