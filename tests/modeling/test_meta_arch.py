@@ -125,3 +125,14 @@ def test_unknown_feature_of_detectron2s_heads(name):
     """They pass over unknown names themselves."""
     with pytest.raises(ValueError, match="MODEL.SEM_SEG_HEAD.IN_FEATURES .*not .'res9'"):
         ContrastiveSegmentor(small_config(name, MODEL__SEM_SEG_HEAD__IN_FEATURES=["res9"]))
+
+
+def test_compiled_training_forward_changes_no_values():
+    model = small_model(UPER, MODEL__SEM_SEG_HEAD__DROPOUT=0.0, MODEL__AUX_HEAD__DROPOUT=0.0)
+    batch = make_batch((64, 64), (64, 64))
+    results = []
+    for forward in (model, torch.compile(model, backend="aot_eager")):
+        torch.manual_seed(0)
+        losses = forward(batch)
+        results.append((losses, torch.autograd.grad(sum(losses.values()), [*model.parameters()])))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
