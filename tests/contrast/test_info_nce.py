@@ -93,6 +93,7 @@ def assert_matches(reference, *sets, rtol=1e-5, terms_may_cancel=False, **kwargs
 LAYOUTS = {
     "balanced": [0, 1, 2] * 10,
     "classes of equal size apart": [0] * 3 + [1] * 5 + [2] * 3 + [3] * 4 + [4] * 3,
+    "a class of two tiles, the second with the next class": [0] * 10 + [1] * 2 + [2] * 7,
     "unsorted": [5, 3, 5, 0, 3, 3, 0, 5, 0, 9, 9],
     "one class": [4] * 9,
     "one anchor per class": list(range(9)),
