@@ -25,7 +25,7 @@ twice, and computed again if they are too many to be kept: one and a half to two
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import NamedTuple
 
 import torch
@@ -339,19 +339,19 @@ def _visit_positives(z: Tensor, n: Tensor, temperature: float, pulled: Tensor | 
     Returns:
         The sum of all terms, and (classes, size), sum_j p_ij.
     """
-    size = z.shape[1]
+    side, size = _tiling(z).tile_rows, z.shape[1]
+    spans = [slice(start, start + side) for start in range(0, size, side)]
     total, pulls = z.new_zeros(()), torch.zeros_like(n)
-    rows = _tiling(z).band(size)
-    for start in range(0, size, rows):
-        part = slice(start, start + rows)
-        x = torch.baddbmm(n[:, part, None].log(), z[:, part], z.mT, alpha=-1 / temperature)
-        x.diagonal(start, 1, 2).fill_(-math.inf)  # no anchor is its own positive
+    for rows, cols in product(spans, spans):
+        x = torch.baddbmm(n[:, rows, None].log(), z[:, rows], z[:, cols].mT, alpha=-1 / temperature)
+        if rows == cols:
+            x.diagonal(dim1=1, dim2=2).fill_(-math.inf)  # no anchor is its own positive
         pull = x.sigmoid()
-        pulls[:, part] = pull.sum(2)
+        pulls[:, rows] += pull.sum(2)
         total += _softplus_(x).sum()
         if pulled is not None:
-            pulled[:, part].baddbmm_(pull, z)
-            pulled.baddbmm_(pull.mT, z[:, part])
+            pulled[:, rows].baddbmm_(pull, z[:, cols])
+            pulled[:, cols].baddbmm_(pull.mT, z[:, rows])
     return total, pulls
 
 
