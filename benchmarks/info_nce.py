@@ -3,8 +3,8 @@
     python -m benchmarks.info_nce [--anchors 10000] [--sizes 1000 2000 ...] [--plot growth.png]
 
 The unit is the time of four A x A x d matrix products into memory that is already there: scores, scores again for the
-backward pass, and two gradients, which any tiled form without symmetry needs. SupConLoss of pytorch-metric-learning
-has another denominator: only its time and memory compare.
+backward pass, and two gradients, which a plain tiled form needs. SupConLoss of pytorch-metric-learning has another
+denominator: only its time and memory compare.
 """
 
 import argparse

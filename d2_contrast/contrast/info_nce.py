@@ -172,8 +172,12 @@ def _cut(counts: list[int], most: int) -> list[_Run]:
 def _classes(counts: list[int], like: Tensor) -> Tensor:
     """The class of each anchor, as floating point: comparing these into floating-point masks is several times faster
     on CPUs."""
-    classes = torch.arange(len(counts), dtype=like.dtype).repeat_interleave(torch.tensor(counts))
-    return classes.to(like.device, non_blocking=True)
+    return _for_each_anchor(torch.arange(len(counts), dtype=like.dtype), counts, like.device)
+
+
+def _for_each_anchor(values: Tensor, counts: list[int], device: torch.device) -> Tensor:
+    """The value of its class for each anchor of a set sorted by class, brought to a device without waiting for it."""
+    return values.repeat_interleave(torch.tensor(counts)).to(device, non_blocking=True)
 
 
 class _InfoNCE(torch.autograd.Function):
@@ -182,7 +186,7 @@ class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(ctx, za, zb, counts_a, counts_b, temperature):
         grad_a, grad_b = (torch.zeros_like(z) if ctx.needs_input_grad[i] else None for i, z in enumerate((za, zb)))
-        if not len(za) or zb is not None and not len(zb):
+        if not len(za) or (zb is not None and not len(zb)):
             loss = za.new_zeros(())
         elif zb is None:
             loss = _contrast_within(za, counts_a, temperature, grad_a)
@@ -211,8 +215,8 @@ def _contrast_across(
     """The loss from one set to another, by bands; tau times its gradients are added to those that are wanted."""
     most = _tiling(za).band(len(zb))
     class_a, class_b = _classes(counts_a, za), _classes(counts_b, zb)
-    weight = 1 / (len(za) * torch.tensor(counts_b, dtype=za.dtype).clamp(min=1))
-    weight = weight.repeat_interleave(torch.tensor(counts_a)).to(za.device, non_blocking=True)
+    weights = 1 / (len(za) * torch.tensor(counts_b, dtype=za.dtype).clamp(min=1))
+    weight = _for_each_anchor(weights, counts_a, za.device)
     ends = list(accumulate(counts_b, initial=0))
     buffer = za.new_empty(min(most, len(za)), len(zb))
     loss = za.new_zeros(())
