@@ -21,11 +21,10 @@ from pathlib import Path
 import yaml
 from detectron2.data import DatasetCatalog
 
-from .register import Pair, datasets_root, list_files, register_dataset
+from .register import IMAGE_SUFFIXES, Pair, datasets_root, list_files, register_dataset
 
 REQUIRED = {"name", "images", "classes"}
 OPTIONAL = {"labels", "label_suffix", "ignore_values", "groups"}
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 _registered: dict[str, Mapping] = {}
 

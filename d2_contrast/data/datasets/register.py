@@ -12,6 +12,8 @@ from ..labels import detect_label_encoding
 
 logger = logging.getLogger(__name__)
 
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
 # An image and its label map; None where the benchmark keeps the labels to itself.
 Pair = tuple[Path, Path | None]
 

@@ -1,0 +1,56 @@
+"""CamVid, 11 classes: ``camvid_11_{train,val,trainval,test}``.
+
+The split and the classes of Badrinarayanan et al. (SegNet, TPAMI 2017), in the layout that most people have:
+``CamVid/{train,val,test}`` with the frames of a split and ``CamVid/{train,val,test}annot`` with its label maps, which
+are PNG files of the same names. Frames may be of any image format.
+"""
+
+from pathlib import Path
+
+from .register import IMAGE_SUFFIXES, Pair, first_existing, list_files, register_dataset
+
+CLASSES = (
+    ("Sky", (128, 128, 128)),
+    ("Building", (128, 0, 0)),
+    ("Pole", (192, 192, 128)),
+    ("Road", (128, 64, 128)),
+    ("Pavement", (60, 40, 222)),
+    ("Tree", (128, 128, 0)),
+    ("SignSymbol", (192, 128, 128)),
+    ("Fence", (64, 64, 128)),
+    ("Car", (64, 0, 128)),
+    ("Pedestrian", (64, 64, 0)),
+    ("Bicyclist", (0, 128, 192)),
+)
+VOID = 11
+# Each has at most 1.2 % of the labelled pixels of the training images.
+RARE = ("Pole", "SignSymbol", "Fence", "Pedestrian", "Bicyclist")
+LABEL_ENCODINGS = {
+    "0..10, 11 ignored": {**{i: i for i in range(len(CLASSES))}, VOID: 255},
+    "0..10, 255 ignored": {**{i: i for i in range(len(CLASSES))}, 255: 255},
+}
+SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
+NUM_IMAGES = {"train": 367, "val": 101, "trainval": 468, "test": 233}
+
+
+def find(root: Path, splits: tuple[str, ...]) -> list[Pair]:
+    """Frames and label maps of some of the splits train, val and test."""
+    base = first_existing(root, ["CamVid", "camvid"])
+    return [
+        (frame, base / f"{split}annot" / f"{frame.stem}.png")
+        for split in splits
+        for frame in list_files(base / split, "*")
+        if frame.suffix.lower() in IMAGE_SUFFIXES
+    ]
+
+
+for _name, _splits in SPLITS.items():
+    register_dataset(
+        f"camvid_11_{_name}",
+        lambda root, splits=_splits: find(root, splits),
+        stuff_classes=[name for name, _ in CLASSES],
+        stuff_colors=[list(color) for _, color in CLASSES],
+        class_groups={"rare": list(RARE)},
+        label_encodings=LABEL_ENCODINGS,
+        num_images=[NUM_IMAGES[_name]],
+    )
