@@ -4,10 +4,11 @@ import cv2
 
 from . import datasets
 from .build import build_test_loader, build_train_loader
+from .class_frequencies import count_label_pixels, repeat_factor_sampler
 from .datasets.folders import register_folders
-from .labels import read_image, read_label
+from .files import read_image
+from .labels import read_label
 from .mapper import SemSegMapper
-from .sampling import count_label_pixels, repeat_factor_sampler
 
 # Loader workers are the threads here: OpenCV's own would compete with them, and can hang in forked processes.
 cv2.setNumThreads(0)

@@ -11,8 +11,8 @@ from detectron2.data import (
 )
 from torch.utils.data import DataLoader
 
+from .class_frequencies import count_label_pixels, repeat_factor_sampler
 from .mapper import SemSegMapper
-from .sampling import count_label_pixels, repeat_factor_sampler
 
 
 def build_train_loader(cfg: CfgNode) -> DataLoader:

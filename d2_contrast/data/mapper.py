@@ -11,7 +11,8 @@ from detectron2.data import Metadata, MetadataCatalog, detection_utils
 from detectron2.data import transforms as T
 
 from .augmentation import build_train_augmentation
-from .labels import read_image, read_label
+from .files import read_image
+from .labels import read_label
 
 
 class SemSegMapper:

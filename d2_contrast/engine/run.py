@@ -9,12 +9,11 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..evaluation import CONFUSION_FILE
+from ..modeling.meta_arch import TRAINING_ONLY
 from ..visualize import write_report
 from .averaging import averaged_weights, build_average
-from .trainer import Trainer, build_checkpointer
-
-# What a network is trained with but does not need for a prediction, by the start of its tensors' names.
-TRAINING_ONLY = ("aux_head.", "projectors.")
+from .checkpoint import build_checkpointer
+from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

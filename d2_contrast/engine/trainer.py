@@ -11,24 +11,13 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from ..data import build_test_loader, build_train_loader
 from ..evaluation import build_evaluator, build_inference_model
-from ..modeling.weights import ContrastCheckpointer
 from .averaging import UpdateAverage, averaged_weights, build_average
+from .checkpoint import build_checkpointer
 from .optimizer import build_optimizer
 from .train_step import TrainStep
-
-
-def build_checkpointer(
-    cfg: CfgNode, model: nn.Module, average: AveragedModel | None, **checkpointables
-) -> ContrastCheckpointer:
-    """Build what loads MODEL.WEIGHTS, and saves and loads ``model``, its average and more under OUTPUT_DIR."""
-    if average is not None:
-        checkpointables["average"] = average
-    allow_pickle = cfg.MODEL.WEIGHTS_ALLOW_PICKLE
-    return ContrastCheckpointer(model, cfg.OUTPUT_DIR, allow_pickle=allow_pickle, **checkpointables)
 
 
 class Trainer(DefaultTrainer):

@@ -2,9 +2,9 @@
 
 from .build import EVALUATORS, build_evaluator
 from .cityscapes import CityscapesEvaluator
-from .confusion import count_confusion, summarize_confusion
+from .confusion_evaluator import CONFUSION_FILE, ConfusionEvaluator
 from .inference import MultiViewInference, build_inference_model
-from .sem_seg_evaluation import CONFUSION_FILE, ConfusionEvaluator
+from .metrics import count_confusion, summarize_confusion
 from .submission import SubmissionWriter
 
 __all__ = [

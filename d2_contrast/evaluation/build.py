@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from .cityscapes import CityscapesEvaluator
-from .sem_seg_evaluation import ConfusionEvaluator
+from .confusion_evaluator import ConfusionEvaluator
 from .submission import SubmissionWriter
 
 # Evaluators by metadata.evaluator_type, built with (dataset_name, output_dir). Add your own here.

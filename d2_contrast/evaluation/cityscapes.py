@@ -8,8 +8,8 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
-from ..data.labels import read_raw_label
-from .sem_seg_evaluation import ConfusionEvaluator
+from ..data.files import read_raw_label
+from .confusion_evaluator import ConfusionEvaluator
 
 logger = logging.getLogger(__name__)
 

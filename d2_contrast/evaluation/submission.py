@@ -13,7 +13,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
-from .sem_seg_evaluation import predicted_classes
+from .confusion_evaluator import predicted_classes
 
 logger = logging.getLogger(__name__)
 

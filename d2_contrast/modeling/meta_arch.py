@@ -21,6 +21,9 @@ from d2_contrast.contrast import MultiScaleContrast, Projector
 
 from .features import select_features
 
+# What a network is trained with but does not need for a prediction, by the start of its tensors' names.
+TRAINING_ONLY = ("aux_head.", "projectors.")
+
 
 @META_ARCH_REGISTRY.register()
 class ContrastiveSegmentor(SemanticSegmentor):

@@ -1,8 +1,4 @@
-"""Weights from elsewhere: recognised by their content, renamed, checked.
-
-``ContrastCheckpointer(model, save_dir, allow_pickle=False, **checkpointables)`` takes the place of Detectron2's
-DetectionCheckpointer, with the same methods. Checkpoints of whole models, ours or Detectron2's, it loads as that does.
-In any other file it looks for the weights of a backbone, translates their names and loads them into ``model.backbone``:
+"""Weights of backbones from elsewhere: recognised by their content, renamed, checked.
 
 - Swin Transformers in their authors' naming, for classification or segmentation, or in timm's;
 - ResNets in the naming of torchvision, timm or Detectron2;
@@ -18,11 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-import safetensors.torch
 import timm
-import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.modeling import ResNet
 from timm.layers import resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 
@@ -44,107 +36,8 @@ RESNET_NAMES = (
     (re.compile(r"\.conv(\d)\.norm\."), r".bn\1."),
 )
 TABLE = "relative_position_bias_table"
-# Names under which checkpoints keep their weights.
-CONTAINERS = ("model", "state_dict", "model_state")
-
-ZIP = b"PK\x03\x04"
-LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 logger = logging.getLogger(__name__)
-
-
-class ContrastCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which also takes the weights of backbones as their authors publish them.
-
-    Attributes:
-        missing: names of the model's tensors that the last file did not have.
-    """
-
-    def __init__(self, model: nn.Module, save_dir: str = "", *, allow_pickle: bool = False, **checkpointables):
-        """
-        Args:
-            model: the model to load and save.
-            save_dir: folder for its checkpoints.
-            allow_pickle: also read files that can run code when they are read. Only for files that you trust.
-            checkpointables: see Detectron2's DetectionCheckpointer.
-        """
-        super().__init__(model, save_dir, **checkpointables)
-        self.allow_pickle = allow_pickle
-        self.missing: list[str] = []
-        self._path = ""
-
-    def _load_file(self, filename: str) -> dict:
-        self._path = filename
-        kind = file_kind(filename)
-        if kind == "safetensors":
-            return {"model": safetensors.torch.load_file(filename)}
-        if kind == "torch":
-            return self._find_weights(self._read_torch(filename))
-        if not self.allow_pickle:
-            raise ValueError(
-                f"{filename} is a pickle file (or none of those that are read here: .pth, .safetensors). Pickle files "
-                "can run any code when they are read: set MODEL.WEIGHTS_ALLOW_PICKLE True if you trust its source"
-            )
-        return super()._load_file(filename)
-
-    def _read_torch(self, filename: str) -> object:
-        try:
-            with open(filename, "rb") as file:  # given a name, torch goes by its ending
-                return torch.load(file, map_location="cpu", weights_only=not self.allow_pickle)
-        except Exception as error:
-            raise ValueError(
-                f"{filename} is damaged or holds more than tensors ({error}). If you trust its source, set "
-                "MODEL.WEIGHTS_ALLOW_PICKLE True"
-            ) from error
-
-    def _find_weights(self, loaded: object) -> dict:
-        if isinstance(loaded, Mapping):
-            for name in CONTAINERS:
-                if isinstance(loaded.get(name), Mapping):
-                    return loaded if name == "model" else {"model": loaded[name]}
-            if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
-                return {"model": loaded}
-        found = list(loaded)[:8] if isinstance(loaded, Mapping) else type(loaded).__name__
-        raise ValueError(
-            f"{self._path} holds no weights: expected tensors by name, or those under one of {CONTAINERS}, "
-            f"found {found}"
-        )
-
-    def _load_model(self, checkpoint: dict):
-        weights = checkpoint["model"]
-        backbone, prefix = innermost_backbone(self.model)
-        is_whole = any(re.match(r"(module\.)?sem_seg_head\.", name) for name in weights)
-        is_caffe2 = checkpoint.get("__author__") == "Caffe2"
-        if is_caffe2 and not isinstance(backbone, ResNet):
-            raise ValueError(
-                f"{self._path} holds weights of Caffe2 (BGR, stride in the 1x1 convolution), which only Detectron2's "
-                'own ResNet takes: MODEL.BACKBONE.NAME "build_resnet_backbone"'
-            )
-        if backbone is None or is_whole or is_caffe2:
-            incompatible = super()._load_model(checkpoint)
-            self._report(incompatible, prefix)
-            return incompatible
-        self._convert_ndarray_to_tensor(weights)
-        load_backbone(backbone, checkpoint.pop("model"), self._path)
-        self.missing = [name for name in self.model.state_dict() if not name.startswith(prefix)]
-        return None
-
-    def _report(self, incompatible, prefix: str) -> None:
-        self.missing = missing = [name for name in incompatible.missing_keys if not name.endswith(DERIVED)]
-        state = self.model.state_dict()
-        total = [name for name in state if not name.endswith(DERIVED)]
-        summary = (
-            f"{self._path}: checkpoint of a whole model; {len(total) - len(missing)} of the model's {len(total)} "
-            f"tensors loaded; missing: {_some(missing)}; unused: {_some(incompatible.unexpected_keys)}; "
-            f"of another shape: {_some(name for name, *_ in incompatible.incorrect_shapes)}"
-        )
-        lost, own = (sum(state[n].numel() for n in names if n.startswith(prefix)) for names in (missing, total))
-        if own - lost < MIN_MATCHED * own:
-            raise ValueError(f"These are not the weights of this model's backbone. {summary}")
-        logger.info(summary)
-
-    def _log_incompatible_keys(self, incompatible) -> None:
-        pass  # the summary said it
 
 
 def load_pretrained(backbone: nn.Module, name: str) -> None:
@@ -197,7 +90,8 @@ def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: st
     unused = [name for canonical, name in foreign.items() if canonical not in names]
     summary = (
         f"{source}: {describe(weights)}; {len(matched)} of the backbone's {len(names)} tensors loaded; "
-        f"missing: {_some(missing)}; unused: {_some(unused)}; of another shape: {_some(misshapen)}"
+        f"missing: {summarise_names(missing)}; unused: {summarise_names(unused)}; "
+        f"of another shape: {summarise_names(misshapen)}"
     )
     if resized:
         summary += f"; {len(resized)} tables of relative positions resized to another window"
@@ -238,17 +132,7 @@ def describe(names: Iterable[str]) -> str:
         return "an HRNet"
     if any(name.startswith("layer4.") for name in short):
         return "a ResNet"
-    return f"an unknown network ({_some(short)})"
-
-
-def file_kind(filename: str) -> str:
-    """Recognise a file by its first bytes: "safetensors", "torch" or "other" (a pickle, if anything)."""
-    with open(filename, "rb") as file:
-        head = file.read(16)
-    if head.startswith((ZIP, LEGACY_TORCH)):
-        return "torch"
-    # Eight bytes with the length of the header, which is JSON.
-    return "safetensors" if head[8:9] == b"{" else "other"
+    return f"an unknown network ({summarise_names(short)})"
 
 
 def innermost_backbone(model: nn.Module) -> tuple[nn.Module | None, str]:
@@ -259,7 +143,7 @@ def innermost_backbone(model: nn.Module) -> tuple[nn.Module | None, str]:
     return backbone, prefix
 
 
-def _some(names: Iterable[str]) -> str:
+def summarise_names(names: Iterable[str]) -> str:
     """Up to four names, or how many there are in each module."""
     names = sorted(names)
     if len(names) > 4:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data import SemSegMapper, read_image, read_label
 from ..evaluation import build_inference_model
-from ..evaluation.sem_seg_evaluation import predicted_classes
+from ..evaluation.confusion_evaluator import predicted_classes
 from .confusion import draw_confusion
 from .curves import draw_curves, read_metrics
 from .embedding import draw_embeddings, sample_embeddings

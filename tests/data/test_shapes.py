@@ -9,13 +9,14 @@ from PIL import Image
 
 from d2_contrast.data import read_label
 from d2_contrast.data.datasets import shapes
+from d2_contrast.data.datasets.shapes_drawing import CLASSES, FORMS, THINGS, draw
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """A few pictures instead of a thousand, in a folder of their own."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
-    monkeypatch.setattr(shapes, "SPLITS", {"train": 5, "val": 3})
+    monkeypatch.setattr(shapes, "NUM_IMAGES", {"train": 5, "val": 3})
     return tmp_path / "datasets" / "shapes"
 
 
@@ -29,7 +30,7 @@ def test_first_load_draws_the_files(root):
     assert [len(records), len(DatasetCatalog.get("shapes_val"))] == [5, 3]
     metadata = MetadataCatalog.get("shapes_train")
     for index, record in enumerate(records):
-        image, label = shapes.draw("train", index)
+        image, label = draw("train", index)
         np.testing.assert_array_equal(np.asarray(Image.open(record["file_name"])), image)
         np.testing.assert_array_equal(read_label(record["sem_seg_file_name"], metadata), label)
         assert image.shape == (record["height"], record["width"], 3)
@@ -84,15 +85,15 @@ def test_processes_that_start_at_once_share_one_drawing(root):
 
 
 def test_splits_are_disjoint():
-    pictures = {split: {shapes.draw(split, i)[0].tobytes() for i in range(30)} for split in shapes.SPLITS}
+    pictures = {split: {draw(split, i)[0].tobytes() for i in range(30)} for split in shapes.NUM_IMAGES}
     assert len(pictures["train"]) == len(pictures["val"]) == 30
     assert not pictures["train"] & pictures["val"]
 
 
 def test_classes_have_the_promised_tail_and_sizes():
-    names, groups = shapes.CLASSES, MetadataCatalog.get("shapes_train").class_groups
+    names, groups = CLASSES, MetadataCatalog.get("shapes_train").class_groups
     assert sorted(groups["stuff"] + groups["things"]) == sorted(names)
-    labels = [shapes.draw("train", i)[1] for i in range(shapes.SPLITS["train"])]
+    labels = [draw("train", i)[1] for i in range(shapes.NUM_IMAGES["train"])]
     for index, name in enumerate(names):
         found = [label == index for label in labels if (label == index).any()]
         share = len(found) / len(labels)
@@ -107,16 +108,16 @@ def test_classes_have_the_promised_tail_and_sizes():
 
 def test_frame_is_ignored():
     for index in range(5):
-        label = shapes.draw("val", index)[1]
+        label = draw("val", index)[1]
         edge = np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]])
         assert (edge == 255).all() and (label[8:-8, 8:-8] != 255).all()
 
 
-@pytest.mark.parametrize("name", shapes.THINGS)
+@pytest.mark.parametrize("name", THINGS)
 def test_forms_have_a_distance_in_pixels(name):
     """The distance changes by one per pixel around the outline, or else outlines would be blurred."""
     y, x = np.mgrid[-45:46, -45:46].astype(float)
-    distance = 30 * shapes.FORMS[name](x / 30, y / 30)
+    distance = 30 * FORMS[name](x / 30, y / 30)
     inside = (distance <= 0).mean() * 91**2 / 30**2
     assert 0.8 < inside < 3.3  # area, in squared radii
     slope = np.hypot(*np.gradient(distance))[abs(distance) < 1.5]

@@ -3,7 +3,7 @@ from argparse import Namespace
 import pytest
 from PIL import Image
 
-from d2_contrast.data.datasets import shapes
+from d2_contrast.data.datasets.shapes_drawing import CLASSES, draw
 from d2_contrast.engine import setup
 
 TINY = """
@@ -33,7 +33,7 @@ def tiny_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("tiny")
     for split, count in (("train", 6), ("val", 3)):
         for index in range(count):
-            for kind, array in zip(("images", "labels"), shapes.draw(split, index)):
+            for kind, array in zip(("images", "labels"), draw(split, index)):
                 path = root / kind / split / f"{index}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(path)
@@ -51,7 +51,7 @@ def write_config(tmp_path, tiny_root, pytestconfig):
                 base=pytestconfig.rootpath / "configs/shapes" / base,
                 root=tiny_root,
                 id=tiny_root.name,
-                classes=list(shapes.CLASSES),
+                classes=list(CLASSES),
             )
         )
         return str(path)

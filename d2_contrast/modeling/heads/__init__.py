@@ -4,7 +4,7 @@ import detectron2.projects.deeplab  # noqa: F401
 
 from .deeplabv3 import ASPPHead
 from .fcn import FCNHead
-from .fusion import HRNetHead, UPerHead
 from .ocr import OCRHead
+from .uper_hrnet import HRNetHead, UPerHead
 
 __all__ = ["ASPPHead", "FCNHead", "HRNetHead", "OCRHead", "UPerHead"]

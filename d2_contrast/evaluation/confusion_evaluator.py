@@ -17,7 +17,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..data import read_label
-from .confusion import count_confusion, summarize_confusion
+from .metrics import count_confusion, summarize_confusion
 
 logger = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ COUNTS = [[2, 1, 0], [2, 0, 0], [1, 1, 1], [1, 2, 0]]
 def test_pixels_are_counted_and_remembered(toy, tmp_path, monkeypatch):
     np.testing.assert_array_equal(count_label_pixels("toy", toy), COUNTS)
     assert len(list((tmp_path / ".label_counts").glob("*.npy"))) == 1
-    monkeypatch.setattr("d2_contrast.data.sampling._count", None)  # would fail
+    monkeypatch.setattr("d2_contrast.data.class_frequencies._count", None)  # would fail
     np.testing.assert_array_equal(count_label_pixels("toy", toy), COUNTS)
 
 
@@ -56,7 +56,7 @@ def test_read_only_folder_is_no_obstacle(toy, monkeypatch, caplog):
     def refuse(path):
         raise PermissionError(path)
 
-    monkeypatch.setattr("d2_contrast.data.sampling.file_lock", refuse)
+    monkeypatch.setattr("d2_contrast.data.class_frequencies.file_lock", refuse)
     np.testing.assert_array_equal(count_label_pixels("toy", toy), COUNTS)
     assert "cannot be written" in caplog.text
 

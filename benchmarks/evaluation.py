@@ -1,6 +1,6 @@
 """Time of counting a confusion matrix, and of the whole evaluator, beside Detectron2's.
 
-python -m benchmarks.confusion [--height 1024] [--width 2048] [--classes 150]
+python -m benchmarks.evaluation [--height 1024] [--width 2048] [--classes 150]
 """
 
 import argparse

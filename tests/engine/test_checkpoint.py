@@ -1,0 +1,152 @@
+import logging
+import pickle
+
+import pytest
+import torch
+import torchvision
+from detectron2.checkpoint import DetectionCheckpointer
+from foreign_models import detectron2_resnet, randomise
+from safetensors.torch import save_file
+from tiny_models import make_batch, small_model
+
+from d2_contrast.engine.checkpoint import ContrastCheckpointer, file_kind
+from d2_contrast.modeling.backbone import UPerFPN
+
+UPER = "cityscapes/uper_r101_contrast_bs12_120k.yaml"
+
+
+def test_pyramids_load_the_backbone_below(tmp_path):
+    theirs = randomise(torchvision.models.resnet18())
+    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
+    model = small_model(UPER)
+    assert isinstance(model.backbone, UPerFPN)
+    head = {k: v.clone() for k, v in model.state_dict().items() if "bottom_up" not in k}
+    ContrastCheckpointer(model).load(str(tmp_path / "resnet.pth"))
+    assert torch.equal(model.backbone.bottom_up.body.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in head.items())
+
+
+FORMATS = {
+    "weights.pth": lambda state, path: torch.save(state, path),
+    "wrong.safetensors": lambda state, path: torch.save({"model": state, "epoch": 3}, path),
+    "mmseg.pth": lambda state, path: torch.save({"state_dict": state, "meta": {"a": 1}}, path),
+    "legacy.bin": lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False),
+    "no_suffix": lambda state, path: save_file(state, path),
+    "model.safetensors": lambda state, path: save_file(state, path),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_files_are_recognised_by_content(name, tmp_path, caplog):
+    theirs = randomise(torchvision.models.resnet18())
+    path = str(tmp_path / name)
+    FORMATS[name](theirs.state_dict(), path)
+    model = small_model(UPER)
+    with caplog.at_level(logging.INFO, "d2_contrast"):
+        ContrastCheckpointer(model).load(path)
+    assert torch.equal(model.backbone.bottom_up.body.layer1[0].conv1.weight, theirs.layer1[0].conv1.weight)
+    (summary,) = [r.getMessage() for r in caplog.records if r.name.startswith("d2_contrast")]
+    assert summary == (
+        f"{path}: a ResNet; 100 of the backbone's 100 tensors loaded; missing: none; "
+        "unused: fc.bias, fc.weight; of another shape: none"
+    )
+
+
+def test_pickles_need_a_flag(tmp_path):
+    theirs = randomise(detectron2_resnet())
+    state = {k: v.numpy() for k, v in theirs.state_dict().items() if "num_batches" not in k}
+    path = tmp_path / "R-18.pkl"
+    path.write_bytes(pickle.dumps({"model": state, "__author__": "torchvision", "matching_heuristics": True}))
+    model = small_model(UPER)
+    with pytest.raises(ValueError, match="R-18.pkl is a pickle file .*MODEL.WEIGHTS_ALLOW_PICKLE True"):
+        ContrastCheckpointer(model).load(str(path))
+    ContrastCheckpointer(model, allow_pickle=True).load(str(path))
+    torch.testing.assert_close(
+        model.backbone.bottom_up.body.layer4[0].downsample[0].weight, theirs.res5[0].shortcut.weight
+    )
+
+
+class Payload:
+    """Creates a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize("use_zip", [True, False])
+def test_code_in_a_checkpoint_does_not_run(tmp_path, use_zip):
+    path, trace = str(tmp_path / "model.pth"), tmp_path / "trace"
+    torch.save({"model": {"a": torch.ones(1)}, "x": Payload(str(trace))}, path, _use_new_zipfile_serialization=use_zip)
+    with pytest.raises(ValueError, match="model.pth is damaged or holds more than tensors"):
+        ContrastCheckpointer(small_model(UPER)).load(path)
+    assert not trace.exists()
+
+
+def test_caffe2_weights_need_detectron2s_resnet(tmp_path):
+    path = tmp_path / "R-18.pkl"
+    path.write_bytes(pickle.dumps({"conv1_w": torch.ones(2).numpy()}))
+    with pytest.raises(ValueError, match="weights of Caffe2 .*build_resnet_backbone"):
+        ContrastCheckpointer(small_model(UPER), allow_pickle=True).load(str(path))
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [torch.ones(1)], {"model": "x"}])
+def test_files_without_weights(tmp_path, content):
+    path = str(tmp_path / "model.pth")
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="model.pth holds no weights: expected tensors by name"):
+        ContrastCheckpointer(small_model(UPER)).load(path)
+
+
+def test_file_kinds(tmp_path):
+    for content, kind in ((b"", "other"), (b"hello, this is text", "other"), (pickle.dumps({"a": 1}), "other")):
+        (tmp_path / "file").write_bytes(content)
+        assert file_kind(str(tmp_path / "file")) == kind
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+    other = small_model("cityscapes/uper_swin_t_contrast_bs8_160k.yaml")
+    DetectionCheckpointer(other, str(tmp_path)).save("other")
+    with pytest.raises(ValueError, match="not the weights of this model's backbone.*0 of|whole model; "):
+        ContrastCheckpointer(small_model(UPER)).load(str(tmp_path / "other.pth"))
+
+
+# Our own checkpoints
+
+
+def test_own_checkpoints_go_through_unchanged(tmp_path, caplog):
+    model, reference = small_model(UPER), small_model(UPER)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    sum(model(make_batch((64, 64), (64, 64))).values()).backward()
+    optimizer.step()
+    ContrastCheckpointer(model, str(tmp_path), optimizer=optimizer).save("model_0000001", iteration=1)
+    other = torch.optim.AdamW(reference.parameters(), lr=1.0)
+    checkpointer = ContrastCheckpointer(reference, str(tmp_path), optimizer=other)
+    with caplog.at_level(logging.INFO, "d2_contrast"):
+        rest = checkpointer.resume_or_load("", resume=True)
+    assert rest["iteration"] == 1 and other.param_groups[0]["lr"] == 1e-3
+    expected = model.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in reference.state_dict().items())
+    moments = zip(optimizer.state_dict()["state"].values(), other.state_dict()["state"].values())
+    assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in moments)
+    total = sum(not k.endswith("num_batches_tracked") for k in expected)
+    assert f"{total} of the model's {total} tensors loaded; missing: none; unused: none" in caplog.text
+
+
+def test_baseline_into_contrastive_model_and_back(tmp_path, caplog):
+    """The projectors are missing or unused; so is a classifier for other classes."""
+    baseline = small_model(UPER, MODEL__CONTRAST__ENABLED=False, MODEL__SEM_SEG_HEAD__NUM_CLASSES=4)
+    ContrastCheckpointer(baseline, str(tmp_path)).save("baseline")
+    model = small_model(UPER)
+    with caplog.at_level(logging.INFO, "d2_contrast"):
+        ContrastCheckpointer(model).load(str(tmp_path / "baseline.pth"))
+    assert "missing: aux_head (2), projectors (48), sem_seg_head (2); unused: none" in caplog.text
+    assert "of another shape: aux_head.predictor.bias, aux_head.predictor.weight, sem_seg" in caplog.text
+    assert torch.equal(model.sem_seg_head.fuse.weight, baseline.sem_seg_head.fuse.weight)
+    caplog.clear()
+    ContrastCheckpointer(model, str(tmp_path)).save("contrast")
+    with caplog.at_level(logging.INFO, "d2_contrast"):
+        ContrastCheckpointer(baseline).load(str(tmp_path / "contrast.pth"))
+    assert "unused: projectors (" in caplog.text
