@@ -11,6 +11,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.io import loadmat
 
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 # Pillow's modes of pictures with 8 bits per channel or fewer.
 EIGHT_BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 # Label maps with several channels: how many of them hold the class id; the rest is alpha.
@@ -105,7 +106,9 @@ def _open(data: bytes, file_name: str, what: str) -> Image.Image:
             "PIL.Image.MAX_IMAGE_PIXELS"
         ) from e
     except UnidentifiedImageError as e:
-        array = _decode_by_opencv(data, cv2.IMREAD_UNCHANGED)
+        # OpenCV knows more kinds of TIFF. Others are not tried: it takes seconds for some broken PNG files.
+        is_tiff = data.startswith(TIFF_SIGNATURES)
+        array = _decode_by_opencv(data, cv2.IMREAD_UNCHANGED) if is_tiff else None
         if array is None:
             raise _unreadable(data, file_name, what, "its format is unknown") from e
         channels = array.shape[2] if array.ndim == 3 else 1
@@ -136,7 +139,7 @@ def _unreadable(data: bytes, file_name: str, what: str, reason: object) -> OSErr
 def _decode_by_opencv(data: bytes, flags: int) -> np.ndarray | None:
     """Decode a whole image; None if OpenCV cannot, or will not because of its limits on sizes."""
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         return None
 
