@@ -27,7 +27,8 @@ def get_ignore_label(metadata: Metadata) -> int:
 
 def is_id(value: object) -> bool:
     """Whether a value can be a train id or a value in a label file."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value <= MAX_ID
+    is_number = type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
+    return is_number and 0 <= value <= MAX_ID
 
 
 def check_metadata(metadata: Metadata) -> None:

@@ -39,12 +39,13 @@ def count_confusion(prediction: Tensor, label: Tensor, num_classes: int, ignore_
         # One row for every value that a label can have: nothing needs to be masked before counting.
         rows = 256
     else:
-        counted = label != ignore_label
-        prediction, label = prediction[counted], label[counted]
-        low, high = (int(x) for x in label.aminmax()) if label.numel() else (0, 0)
+        # A row for ignored pixels after those of the classes.
+        rows = num_classes + 1
+        ignored = label == ignore_label
+        low, high = (int(x) for x in label.masked_fill(ignored, 0).aminmax()) if label.numel() else (0, 0)
         if low < 0 or high >= num_classes:
             raise _unknown_label(low if low < 0 else high, num_classes, ignore_label)
-        rows = num_classes
+        label, ignore_label = label.to(torch.int32).masked_fill(ignored, num_classes), num_classes
     cell = label.to(torch.int32).mul_(num_classes).add_(prediction)
     counts = torch.bincount(cell.view(-1), minlength=rows * num_classes).view(rows, num_classes)
     if ignore_label < rows:
