@@ -5,6 +5,7 @@ import pytest
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from scipy.io import savemat
 
 from d2_contrast.config import default_config, load_config
 from d2_contrast.data import read_label, register_folders
@@ -276,24 +277,34 @@ def test_folders_that_are_none(root, changes, message):
         DatasetCatalog.get("garden")
 
 
-def test_300_classes(root):
-    """Ids above 255, in 16 bits; 65535 is ignored, and 255 is a class like others."""
-    label = np.arange(300, dtype=np.uint16).reshape(20, 15)
-    label[0, 0] = 65535
-    for kind, array in (("images", np.zeros((20, 15, 3), np.uint8)), ("labels", label)):
+@pytest.mark.parametrize(("count", "suffix", "first", "ignored"), [(300, ".png", 0, 65535), (459, ".mat", 1, 0)])
+def test_more_classes_than_8_bits_hold(root, count, suffix, first, ignored):
+    """Train ids in 16 bits, and raw ids from 1 on in MATLAB files, as the original PASCAL-Context has them."""
+    train_ids = np.arange(count).reshape(3, -1)
+    raw = np.concatenate([train_ids + first, np.full((1, count // 3), ignored)]).astype(np.uint16)
+    for kind in ("images", "labels"):
         (root / "wide" / kind).mkdir(parents=True)
-        Image.fromarray(array).save(root / "wide" / kind / "0.png")
-    register_folders([entry(images="wide/images", labels="wide/labels", classes=[f"class {i}" for i in range(300)])])
+    Image.new("RGB", raw.shape[::-1]).save(root / "wide/images/0.png")
+    if suffix == ".mat":
+        savemat(root / "wide/labels/0.mat", {"LabelMap": raw})
+        classes = [{"name": f"class {i}", "values": i + 1} for i in range(count)]
+    else:
+        Image.fromarray(raw).save(root / "wide/labels/0.png")
+        classes = [f"class {i}" for i in range(count)]
+    files = {"images": "wide/images", "labels": "wide/labels", "label_suffix": suffix}
+    register_folders([entry(files, classes=classes, ignore_values=[ignored] if first else None)])
     metadata = MetadataCatalog.get("garden")
     assert metadata.ignore_label == 65535
     (record,) = DatasetCatalog.get("garden")
-    np.testing.assert_array_equal(read_label(record["sem_seg_file_name"], metadata), label)
+    label = read_label(record["sem_seg_file_name"], metadata)
+    np.testing.assert_array_equal(label[:3], train_ids)
+    assert (label[3] == 65535).all()
 
 
 def test_example_of_the_documentation(root):
     repository = Path(__file__).parents[2]
     page = (repository / "docs" / "custom_dataset.md").read_text()
-    config, classes = (block.split("```")[0] for block in page.split("```yaml\n")[1:])
+    config, classes, masks = (block.split("```")[0] for block in page.split("```yaml\n")[1:])
     config = config.replace("_BASE_: configs", f"_BASE_: {repository}/configs")
     (root / "garden.yaml").write_text(config)
     cfg = load_config(str(root / "garden.yaml"))
@@ -302,3 +313,5 @@ def test_example_of_the_documentation(root):
         assert len(MetadataCatalog.get(name).stuff_classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     register_folders([entry(name="other", **yaml.safe_load(classes))])
     assert MetadataCatalog.get("other").stuff_classes == ["lawn", "path"]
+    register_folders([entry(name="masks", **yaml.safe_load(masks))])
+    assert MetadataCatalog.get("masks").label_encodings == {"values of the config": {0: 0, 255: 1}}
