@@ -142,6 +142,24 @@ def pascal_context(
     return truth
 
 
+def camvid(
+    root: Path, size=(36, 48), train: int = 4, val: int = 2, test: int = 3, suffix: str = ".png", void: int = 11
+) -> dict[Path, np.ndarray]:
+    """In the layout of SegNet's copy, with frames of any suffix and the value that void pixels have."""
+    rng = np.random.RandomState(4)
+    truth = {}
+    for split, count in (("train", train), ("val", val), ("test", test)):
+        for i in range(count):
+            base, stem = root / "CamVid", f"0001TP_{split}{i:04d}"
+            label = base / f"{split}annot" / f"{stem}.png"
+            raw = _raw_map(rng, size, [0, 2, 3, 8, 10, void])
+            _write_pair(rng, base / split / f"{stem}{suffix}", label, raw, scale=1 if void == 255 else 6)
+            truth[label] = np.where(raw == void, IGNORE, raw).astype(np.uint8)
+        for folder in (split, f"{split}annot"):
+            (root / "CamVid" / folder / "Thumbs.db").write_bytes(b"left by a file manager")
+    return truth
+
+
 CADIS_VIDEOS = {"train": 19, "val": 3, "test": 3}
 
 

@@ -4,27 +4,40 @@
 python tools/check_dataset.py cityscapes_19_train
 python tools/check_dataset.py garden_train --config-file garden.yaml
 
-Prints the classes with their share of images and pixels and writes browse.png, random samples after the augmentation
-of the config. Problems are listed by file; the exit code is 1 if there are any.
+Prints the classes with their share of images and pixels and writes output/check_dataset/NAME/browse.png, random samples
+after the augmentation of the config. Problems are listed by file; the exit code is 1 if there are any. What may be
+right but looks odd, such as a class without a pixel, is a warning.
 """
 
 import argparse
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 from matplotlib.patches import Patch
 from tabulate import tabulate
 from tqdm import tqdm
 
 from d2_contrast.config import load_config
-from d2_contrast.data import SemSegMapper, read_image, read_label, register_folders
+from d2_contrast.data import (
+    SemSegMapper,
+    check_metadata,
+    check_sample,
+    describe_missing_classes,
+    get_ignore_label,
+    load_dicts,
+    read_image,
+    register_folders,
+)
+from d2_contrast.data.checks import SampleCheck
+from d2_contrast.data.files import as_file_name
 from d2_contrast.visualize.report import class_colors
 from d2_contrast.visualize.style import FONT_SIZE, figure, legend_column_width, save
 
@@ -36,75 +49,55 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="name of a registered dataset")
     parser.add_argument("--config-file", default="", help="registers its FOLDERS; its INPUT augments browse.png")
-    parser.add_argument("--output", default=".", help="folder for browse.png")
+    parser.add_argument("--output", help="folder for browse.png (default: output/check_dataset/NAME)")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to override")
     args = parser.parse_args(argv)
     setup_logger(name="d2_contrast")
 
-    cfg = load_config(args.config_file, args.opts)
-    register_folders(cfg.DATASETS.FOLDERS)
     try:
-        samples = DatasetCatalog.get(args.name)
+        cfg = load_config(args.config_file, args.opts)
+        register_folders(cfg.DATASETS.FOLDERS)
+        samples = load_dicts(args.name)
+        metadata = MetadataCatalog.get(args.name)
+        check_metadata(metadata)
     except (KeyError, OSError, ValueError) as error:
         print(error.args[0] if isinstance(error, KeyError) else error)
         return 1
-    metadata = MetadataCatalog.get(args.name)
-    if metadata.get("stuff_classes") is None:
-        print(f"{args.name} has no stuff_classes in its metadata: it is no dataset for semantic segmentation")
-        return 1
 
-    problems = []
+    problems, warnings = [], []
     published = metadata.get("num_images")
     if published and len(samples) not in published:
         problems.append(f"{args.name} has {len(samples)} images, published: {' or '.join(map(str, published))}")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         checks = list(tqdm(pool.map(lambda s: check_sample(s, metadata), samples), total=len(samples), unit="image"))
-    problems += [problem for found, _ in checks for problem in found]
-    counts = np.array([c for _, c in checks if c is not None])
+    problems += [problem for check in checks for problem in check.problems]
+    counted = [check for check in checks if check.classes is not None]
 
     print(f"{args.name}: {len(samples)} images, {sum('sem_seg_file_name' in s for s in samples)} with labels")
-    if len(counts):
-        print(class_table(counts, metadata.stuff_classes))
-    intact = [sample for sample, (found, _) in zip(samples, checks, strict=True) if not found]
+    if counted:
+        print(class_table(counted, metadata.stuff_classes))
+        classes = np.sum([check.classes for check in counted], axis=0)
+        ignored = sum((Counter(check.ignored) for check in counted), Counter())
+        if note := describe_missing_classes(metadata, classes, ignored.total(), ignored):
+            # With a single class there is nothing to learn, unless labels that cannot be read have others.
+            hopeless = np.count_nonzero(classes) < 2 and not problems
+            (problems if hopeless else warnings).append(note)
+    intact = [sample for sample, check in zip(samples, checks, strict=True) if not check.problems]
     if intact:
-        path = os.path.join(args.output, "browse.png")
-        os.makedirs(args.output, exist_ok=True)
+        folder = args.output or os.path.join("output", "check_dataset", as_file_name(args.name))
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(folder, "browse.png")
         save(draw_samples(cfg, args.name, intact, augmented=bool(args.config_file)), path)
         print(f"Samples: {path}")
-    print("\n".join(problems + [f"{len(problems)} problems"] if problems else ["No problems"]))
+    for warning in warnings:
+        print(f"Warning: {warning}")
+    print("\n".join([*problems, f"{len(problems)} problems"] if problems or warnings else ["No problems"]))
     return int(bool(problems))
 
 
-def check_sample(sample: dict, metadata: Metadata) -> tuple[list[str], np.ndarray | None]:
-    """Read an image and its label.
-
-    Returns:
-        What is wrong with them, and the pixels of each class with those of no class last, (C + 1,), or None.
-    """
-    problems, image, counts = [], None, None
-    try:
-        image = read_image(sample["file_name"])
-    except OSError as error:
-        problems.append(str(error))
-    if "sem_seg_file_name" in sample:
-        try:
-            label = read_label(sample["sem_seg_file_name"], metadata)
-        except (OSError, ValueError) as error:
-            problems.append(str(error))
-        else:
-            if image is not None and image.shape[:2] != label.shape:
-                sizes = " x ".join(map(str, label.shape)), " x ".join(map(str, image.shape[:2]))
-                problems.append(
-                    f"{sample['sem_seg_file_name']}: the label has {sizes[0]} pixels (height x width), "
-                    f"its image {sizes[1]}"
-                )
-            classes = np.bincount(label.ravel(), minlength=256)[: len(metadata.stuff_classes)]
-            counts = np.append(classes, label.size - classes.sum())
-    return problems, counts
-
-
-def class_table(counts: np.ndarray, names: list[str]) -> str:
-    """Share of images and of pixels of each class, from (N, C + 1) pixel counts."""
+def class_table(checks: Sequence[SampleCheck], names: Sequence[str]) -> str:
+    """Share of images and of pixels of each class, and of ignored pixels, in checked labels."""
+    counts = np.array([[*check.classes, sum(check.ignored.values())] for check in checks])
     pixels = counts.sum(axis=0) / counts.sum()
     images = (counts > 0).mean(axis=0)
     rows = [(i, name, f"{images[i]:.2%}", f"{pixels[i]:.3%}") for i, name in [*enumerate(names), (-1, "(ignored)")]]
@@ -125,9 +118,9 @@ def draw_samples(cfg: CfgNode, name: str, samples: list[dict], augmented: bool):
         cfg.INPUT.CROP.SIZE = list(read_image(samples[0]["file_name"]).shape[:2])
         cfg.INPUT.COLOR_JITTER.ENABLED = True
     mapper = SemSegMapper(cfg, is_train=labelled)
-    colors = class_colors(metadata)
+    colors, ignore_label = class_colors(metadata), get_ignore_label(metadata)
     picks = [mapper(s) for s in random.Random(0).sample(samples, min(SAMPLES, len(samples)))]
-    panels = list(_panels(picks, colors))
+    panels = list(_panels(picks, colors, ignore_label))
 
     columns = 4 if labelled else 2
     rows = -(-len(panels) // columns)
@@ -137,20 +130,20 @@ def draw_samples(cfg: CfgNode, name: str, samples: list[dict], augmented: bool):
         ax.imshow(panel)
         ax.axis("off")
     if labelled:
-        present = sorted({c for s in picks for c in s["sem_seg"].unique().tolist() if c < len(colors)})
+        present = sorted({c for s in picks for c in s["sem_seg"].unique().tolist()} - {ignore_label})
         handles = [Patch(facecolor=colors[c] / 255, edgecolor="gray", label=metadata.stuff_classes[c]) for c in present]
         legend_columns = max(1, int(3 * columns / legend_column_width(h.get_label() for h in handles)))
         fig.legend(handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False, fontsize=FONT_SIZE)
     return fig
 
 
-def _panels(picks: list[dict], colors: np.ndarray) -> Iterator[np.ndarray]:
+def _panels(picks: list[dict], colors: np.ndarray, ignore_label: int) -> Iterator[np.ndarray]:
     for sample in picks:
         image = sample["image"].permute(1, 2, 0).numpy()
         yield image
         if "sem_seg" in sample:
             label = sample["sem_seg"].numpy()
-            known = label < len(colors)
+            known = label != ignore_label
             gray = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
             overlay = gray / 3  # ignored pixels are dark
             overlay[known] = 0.4 * gray[known] + 0.6 * colors[label[known]]

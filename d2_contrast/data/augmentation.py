@@ -127,7 +127,10 @@ class RandomScaleCrop(T.Augmentation):
         return transform
 
     def _is_mixed(self, label: np.ndarray) -> bool:
-        counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()
+        if label.dtype == np.uint8:  # several times as fast as bincount
+            counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()
+        else:
+            counts = np.bincount(label.ravel(), minlength=self.ignore_label + 1)
         counts[self.ignore_label] = 0
         return np.count_nonzero(counts) > 1 and counts.max() < self.max_class_share * counts.sum()
 

@@ -1,5 +1,6 @@
 """Class frequencies of a dataset, and repeat-factor sampling by them."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -15,7 +16,9 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from iopath.common.file_io import file_lock
 
 from .datasets.register import datasets_root
-from .labels import label_table, read_label
+from .files import as_file_name, read_raw_label
+from .labels import count_label, label_table
+from .metadata import get_ignore_label
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,8 @@ def count_label_pixels(dataset_name: str, dataset_dicts: Sequence[dict]) -> np.n
     for sample in dataset_dicts:
         if "sem_seg_file_name" not in sample:
             raise ValueError(f"{sample['file_name']} of dataset {dataset_name!r} has no label to count")
-    cache = datasets_root() / ".label_counts" / f"{dataset_name}-{_fingerprint(dataset_name, dataset_dicts)}.npy"
+    name = f"{as_file_name(dataset_name)}-{_fingerprint(dataset_name, dataset_dicts)}.npy"
+    cache = datasets_root() / ".label_counts" / name
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(cache)):
@@ -50,7 +54,9 @@ def count_label_pixels(dataset_name: str, dataset_dicts: Sequence[dict]) -> np.n
                 np.save(partial, counts)
                 partial.replace(cache)
             return np.load(cache)
-    except PermissionError:
+    except OSError as e:
+        if not isinstance(e, PermissionError) and e.errno != errno.EROFS:
+            raise
         logger.warning("%s cannot be written: labels are counted again in every run", cache.parent)
         return _count(dataset_name, dataset_dicts)
 
@@ -76,10 +82,8 @@ def _count(dataset_name: str, dataset_dicts: Sequence[dict]) -> np.ndarray:
     logger.info("Counting the pixels of each class in %d label maps of %s", len(dataset_dicts), dataset_name)
 
     def count(sample: dict) -> np.ndarray:
-        label = read_label(sample["sem_seg_file_name"], metadata)
-        counts = np.bincount(label.ravel(), minlength=256)
-        counts[metadata.get("ignore_label", 255)] = 0
-        return counts[: len(metadata.stuff_classes)]
+        label_file = sample["sem_seg_file_name"]
+        return count_label(read_raw_label(label_file), label_file, metadata)[0]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases Python's lock
         return np.stack(list(pool.map(count, dataset_dicts)))
@@ -87,7 +91,9 @@ def _count(dataset_name: str, dataset_dicts: Sequence[dict]) -> np.ndarray:
 
 def _fingerprint(dataset_name: str, dataset_dicts: Sequence[dict]) -> str:
     """A hash that changes with the label files and with their meaning."""
-    files = [sample["sem_seg_file_name"] for sample in dataset_dicts]
-    stats = [(os.path.abspath(f), Path(f).stat().st_size, Path(f).stat().st_mtime_ns) for f in files]
-    table = sorted(label_table(MetadataCatalog.get(dataset_name)).items())
-    return hashlib.sha256(json.dumps([stats, table]).encode()).hexdigest()[:16]
+    metadata = MetadataCatalog.get(dataset_name)
+    files = [Path(sample["sem_seg_file_name"]) for sample in dataset_dicts]
+    # A missing file is an error of whoever reads it.
+    stats = [(str(f.absolute()), *((f.stat().st_size, f.stat().st_mtime_ns) if f.exists() else ())) for f in files]
+    meaning = sorted(label_table(metadata).items()), get_ignore_label(metadata)
+    return hashlib.sha256(json.dumps([stats, meaning]).encode()).hexdigest()[:16]

@@ -1,19 +1,25 @@
-"""Reading images and label maps from disk, with the values that the files hold."""
+"""Reading images, label maps and text from disk, with the values that the files hold."""
 
 import io
+import re
+from pathlib import Path
 
 import cv2
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.io import loadmat
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
+# Pillow's modes of pictures with 8 bits per channel or fewer.
+EIGHT_BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
+# Label maps with several channels: how many of them hold the class id; the rest is alpha.
+ID_CHANNELS = {"LA": 1, "PA": 1, "RGB": 3, "RGBA": 3}
 
 
 def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
-    """Read an image, upright by its EXIF orientation.
+    """Read an image, upright by its EXIF orientation, in 8 bits: of 16 the upper 8 are taken.
 
     Args:
         file_name: path of the image.
@@ -25,16 +31,18 @@ def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
     Raises:
         FileNotFoundError: there is no such file.
         OSError: the file is truncated or no image.
+        ValueError: its pixels are neither 8 nor 16 bits (floats, 32 bits), or too many.
     """
     data = _read_bytes(file_name, "image")
-    whole_png = data.startswith(PNG_SIGNATURE) and data[-8:-4] == b"IEND"
+    image = _open(data, file_name, "image")
+    whole_png = image.format == "PNG" and data[-8:-4] == b"IEND"
     if whole_png and format in ("RGB", "BGR"):
         # A third faster than Pillow; gives None if anything is wrong, and Pillow then says what.
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        if image is not None:
-            return image if format == "BGR" else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    image = ImageOps.exif_transpose(_decode(data, file_name, "image"))
-    return convert_PIL_to_numpy(image, format)
+        array = _decode_by_opencv(data, cv2.IMREAD_COLOR)
+        if array is not None:
+            return array if format == "BGR" else cv2.cvtColor(array, cv2.COLOR_BGR2RGB)
+    _load(image, data, file_name, "image")
+    return convert_PIL_to_numpy(_to_8_bits(ImageOps.exif_transpose(image), image.format, file_name), format)
 
 
 def read_raw_label(file_name: str) -> np.ndarray:
@@ -47,16 +55,37 @@ def read_raw_label(file_name: str) -> np.ndarray:
         FileNotFoundError, OSError, ValueError: as :func:`read_label`.
     """
     data = _read_bytes(file_name, "label map")
-    if file_name.endswith(".mat"):
-        return _decode_matlab(data, file_name)
-    image = _decode(data, file_name, "label map")
-    if image.mode == "1":
-        image = image.convert("L").point(lambda v: v // 255)
-    # Not converted: a palette must stay indices, and 16 bits must stay 16 bits.
-    label = np.asarray(image)
+    if file_name.lower().endswith(".mat"):
+        label, kind = _decode_matlab(data, file_name), "MATLAB array"
+    else:
+        label, kind = _decode_label(data, file_name)
     if label.ndim != 2 or not np.issubdtype(label.dtype, np.integer):
-        raise ValueError(f"{file_name}: a label map has one channel of class ids, but this is a {image.mode} image")
+        raise ValueError(f"{file_name}: a label map has one channel of class ids, but this is a {kind}")
     return label
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a folder, or in another encoding.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: expected a text file")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        raise ValueError(f"{path}, line {line}: byte {data[e.start]:#04x} is not UTF-8: save the file as UTF-8") from e
+
+
+def as_file_name(text: str) -> str:
+    """A text, such as the name of a dataset, as the name of one file or folder: no separators, no leading dot."""
+    return re.sub(r"^\.|[^\w.-]", "_", text)[:100] or "_"
 
 
 def _read_bytes(file_name: str, what: str) -> bytes:
@@ -66,17 +95,118 @@ def _read_bytes(file_name: str, what: str) -> bytes:
         return f.read()
 
 
-def _decode(data: bytes, file_name: str, what: str) -> Image.Image:
-    """Decode a whole image, with an error that says which file and why."""
+def _open(data: bytes, file_name: str, what: str) -> Image.Image:
+    """Read the header of an image; its pixels are decoded by :func:`_load`."""
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    # Pillow reports broken files through several exceptions, SyntaxError among them.
-    except (OSError, SyntaxError, ValueError, EOFError) as e:
-        raise OSError(
-            f"{file_name}: cannot read this {what} ({len(data)} bytes), it is truncated or not an image: {e}"
+        return Image.open(io.BytesIO(data))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        size = str(e).partition(",")[0]
+        raise ValueError(
+            f"{file_name}: this {what} is larger than Pillow reads ({size}): cut it into tiles, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS"
         ) from e
-    return image
+    except UnidentifiedImageError as e:
+        # OpenCV knows more kinds of TIFF. Others are not tried: it takes seconds for some broken PNG files.
+        is_tiff = data.startswith(TIFF_SIGNATURES)
+        array = _decode_by_opencv(data, cv2.IMREAD_UNCHANGED) if is_tiff else None
+        if array is None:
+            raise _unreadable(data, file_name, what, "its format is unknown") from e
+        channels = array.shape[2] if array.ndim == 3 else 1
+        raise ValueError(
+            f"{file_name}: this {what} has {channels} channels of {array.dtype}, which Pillow does not read: save it "
+            "as PNG with 8 bits per channel"
+        ) from e
+    except Exception as e:
+        raise _unreadable(data, file_name, what, e) from e
+
+
+def _load(image: Image.Image, data: bytes, file_name: str, what: str) -> None:
+    """Decode the pixels of an image that :func:`_open` gave."""
+    try:
+        image.load()
+    except Exception as e:
+        raise _unreadable(data, file_name, what, e) from e
+
+
+def _unreadable(data: bytes, file_name: str, what: str, reason: object) -> OSError:
+    """The error for a broken file, which Pillow reports through whatever goes wrong in its parsers."""
+    reason = str(reason) or type(reason).__name__
+    return OSError(
+        f"{file_name}: cannot read this {what} ({len(data)} bytes), it is truncated or not an image: {reason}"
+    )
+
+
+def _decode_by_opencv(data: bytes, flags: int) -> np.ndarray | None:
+    """Decode a whole image; None if OpenCV cannot, or will not because of its limits on sizes."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+
+
+def _to_8_bits(image: Image.Image, file_format: str, file_name: str) -> Image.Image:
+    if image.mode in EIGHT_BIT_MODES:
+        return image
+    # PNG and PNM have at most 16 bits, which some versions of Pillow give as 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    raise ValueError(
+        f"{file_name}: the pixels of this image have Pillow's mode {image.mode!r} (I: 32 bits or signed, F: floats): "
+        "expected 8 or 16 bits per channel, scale it to one of them"
+    )
+
+
+def _decode_label(data: bytes, file_name: str) -> tuple[np.ndarray, str]:
+    """A label map and what kind of image it is."""
+    image = _open(data, file_name, "label map")
+    bits = _bits_per_sample(image, data)
+    _load(image, data, file_name, "label map")
+    if image.format in ("JPEG", "MPO"):
+        raise ValueError(
+            f"{file_name}: a label map must keep every value, but JPEG changes them: write it as PNG from its source"
+        )
+    kind = f"{image.mode} image"
+    # Not converted: a palette must stay indices, and 16 bits must stay 16 bits.
+    label = np.asarray(image)
+    if image.mode == "1":
+        return label.astype(np.uint8), kind
+    if image.mode == "L" and bits in (2, 4):
+        return label // (255 // (2**bits - 1)), kind  # Pillow has scaled the values
+    if image.mode in ID_CHANNELS:
+        if bits == 16:  # Pillow has dropped the lower 8
+            label = _decode_by_opencv(data, cv2.IMREAD_UNCHANGED)
+            if label is None:
+                raise _unreadable(data, file_name, "label map", f"{bits} bits in several channels")
+            return _one_channel(label, min(label.shape[2], 3), kind, file_name), kind
+        return _one_channel(label, ID_CHANNELS[image.mode], kind, file_name), kind
+    return label, kind
+
+
+def _bits_per_sample(image: Image.Image, data: bytes) -> int:
+    """Bits of each value in a file of which only the header was read."""
+    if image.format == "PNG":
+        return data[24]
+    if image.format == "TIFF":
+        return image.tag_v2.get(258, (1,))[0]
+    return 8
+
+
+def _one_channel(label: np.ndarray, id_channels: int, kind: str, file_name: str) -> np.ndarray:
+    """The one channel that a label map (H, W, C) repeats. Alpha says nothing if it is the same everywhere."""
+    ids, alpha = label[..., :id_channels], label[..., id_channels:]
+    differs = (ids != ids[..., :1]).any(axis=2)
+    if differs.any():
+        row, column = np.argwhere(differs)[0]
+        raise ValueError(
+            f"{file_name}: a label map has one channel of class ids, but this is a {kind} whose channels differ "
+            f"({ids[row, column].tolist()} in row {row}, column {column}): write class ids instead of colours"
+        )
+    if alpha.size and alpha.min() != alpha.max():
+        raise ValueError(
+            f"{file_name}: this label map is partly transparent, which says nothing about the class: write it "
+            "without alpha channel, with the ignore label where there is no class"
+        )
+    return label[..., 0]
 
 
 def _decode_matlab(data: bytes, file_name: str) -> np.ndarray:

@@ -3,11 +3,14 @@
 A dataset says in its metadata how its label files are encoded:
 
 - ``stuff_classes``: class names, train ids are their indices;
-- ``ignore_label``: the train id that is left out of losses and metrics (255 if not given);
+- ``ignore_label``: the train id that is left out of losses and metrics (255 if not given). It may be one of the
+  classes, such as a background that does not count;
 - ``label_encodings``: ``{name: {value in the file: train id}}``, every value that may occur, most likely
   encoding first. Without it, files hold train ids and the ignore label themselves;
 - ``label_encoding``: the one that the files on disk have. It is set when the dataset is loaded, because it
   depends on the copy that the user has (see :func:`detect_label_encoding`).
+
+Values in files and train ids are numbers from 0 to 65535.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +20,7 @@ import numpy as np
 from detectron2.data import Metadata
 
 from .files import read_raw_label
+from .metadata import check_encodings, get_ignore_label
 
 Encoding = Mapping[int, int]
 
@@ -25,19 +29,43 @@ def read_label(file_name: str, metadata: Metadata) -> np.ndarray:
     """Read a label map as train ids.
 
     Args:
-        file_name: path of a single-channel image (8 or 16 bit, or with a palette) that holds class ids, or of a
-            MATLAB file that holds them as ``LabelMap``.
+        file_name: path of an image (8 or 16 bit, or with a palette) that holds class ids in one channel, or the same
+            in each of several, or of a MATLAB file that holds them as ``LabelMap``.
         metadata: metadata of the dataset, see the top of this module.
 
     Returns:
-        (H, W) uint8 array of train ids and ``metadata.ignore_label``.
+        (H, W) array of train ids and ``metadata.ignore_label``: uint8, or int32 where that is too small (255 classes
+        and more, or an ignore label above 255).
 
     Raises:
         FileNotFoundError: there is no such file.
         OSError: the file is truncated or no image.
-        ValueError: the file has several channels, or a value that its encoding does not have.
+        ValueError: the file has different channels, is too large, or has a value that its encoding does not have.
     """
     return _to_train_ids(read_raw_label(file_name), file_name, metadata)
+
+
+def count_label(raw: np.ndarray, file_name: str, metadata: Metadata) -> tuple[np.ndarray, dict[int, int]]:
+    """Count the pixels of a label map as the file holds it (:func:`~.files.read_raw_label`).
+
+    Returns:
+        Pixels of each class, (C,) int64, 0 for a class that is ignored; and pixels of each ignored value in the file.
+
+    Raises:
+        ValueError: as :func:`read_label`.
+    """
+    table = label_table(metadata)
+    ignore_label = get_ignore_label(metadata)
+    classes = np.zeros(len(metadata.stuff_classes), dtype=np.int64)
+    ignored = {}
+    for value, pixels in _count_values(raw).items():
+        if value not in table:
+            raise _unknown_value(value, pixels, file_name, metadata)
+        if table[value] == ignore_label:
+            ignored[value] = pixels
+        else:
+            classes[table[value]] += pixels
+    return classes, ignored
 
 
 def detect_label_encoding(file_names: Sequence[str], encodings: Mapping[str, Encoding], max_files: int = 64) -> str:
@@ -71,7 +99,7 @@ def detect_label_encoding(file_names: Sequence[str], encodings: Mapping[str, Enc
             raw = read_raw_label(file_name)
         except (OSError, ValueError):
             continue
-        values = (np.flatnonzero(np.bincount(raw.ravel())) if raw.dtype == np.uint8 else np.unique(raw)).tolist()
+        values = _count_values(raw).keys()
         for value in values:
             (found_in if fitting(values) else strange_in).setdefault(value, file_name)
         if len(fitting(found_in)) <= 1:
@@ -91,12 +119,13 @@ def label_table(metadata: Metadata) -> Encoding:
     """The mapping ``{value in the file: train id}`` of a dataset, see the top of this module.
 
     Raises:
-        ValueError: the dataset has several encodings and was not loaded yet.
+        ValueError: it makes no sense, or the dataset has several encodings and was not loaded yet.
     """
+    check_encodings(metadata)
     encodings = metadata.get("label_encodings")
     if encodings is None:
-        ignore = metadata.get("ignore_label", 255)
-        return {**{i: i for i in range(len(metadata.stuff_classes))}, ignore: ignore}
+        ignore_label = get_ignore_label(metadata)
+        return {**{i: i for i in range(len(metadata.stuff_classes))}, ignore_label: ignore_label}
     if len(encodings) == 1:
         return next(iter(encodings.values()))
     name = metadata.get("label_encoding")
@@ -110,10 +139,11 @@ def label_table(metadata: Metadata) -> Encoding:
 
 def _to_train_ids(raw: np.ndarray, file_name: str, metadata: Metadata) -> np.ndarray:
     table = label_table(metadata)
-    used = set(table.values())
-    invalid = next(v for v in range(255, -1, -1) if v not in used)
+    # What no value means stands for an error. Without room for it in 8 bits, ids are wider.
+    unused = set(range(256)) - set(table.values()) if max(table.values()) < 256 else set()
+    invalid, dtype = (max(unused), np.uint8) if unused else (-1, np.int32)
     size = max(256, max(table) + 2)
-    lookup = np.full(size, invalid, dtype=np.uint8)
+    lookup = np.full(size, invalid, dtype=dtype)
     lookup[list(table)] = list(table.values())
     if raw.dtype == np.uint8:
         label = cv2.LUT(raw, lookup[:256])
@@ -121,11 +151,23 @@ def _to_train_ids(raw: np.ndarray, file_name: str, metadata: Metadata) -> np.nda
         label = lookup[np.where((raw < 0) | (raw >= size), size - 1, raw)]
     if (label == invalid).any():
         values, counts = np.unique(raw[label == invalid], return_counts=True)
-        raise ValueError(
-            f"{file_name}: label value {values[0]} ({counts[0]} pixels) is outside the classes of "
-            f"dataset {metadata.name!r}: expected {_ranges(table)}"
-        )
+        raise _unknown_value(values[0], counts[0], file_name, metadata)
     return label
+
+
+def _count_values(raw: np.ndarray) -> dict[int, int]:
+    """Pixels of each value that occurs, in ascending order."""
+    if raw.dtype == np.uint8:
+        counts = np.bincount(raw.ravel(), minlength=256)
+        return {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
+    return dict(zip(*(x.tolist() for x in np.unique(raw, return_counts=True))))
+
+
+def _unknown_value(value: int, pixels: int, file_name: str, metadata: Metadata) -> ValueError:
+    return ValueError(
+        f"{file_name}: label value {value} ({pixels} pixels) is outside the classes of dataset {metadata.name!r}: "
+        f"expected {_ranges(label_table(metadata))}"
+    )
 
 
 def _ranges(values: Iterable[int]) -> str:

@@ -13,6 +13,7 @@ from detectron2.data import transforms as T
 from .augmentation import build_train_augmentation
 from .files import read_image
 from .labels import read_label
+from .metadata import check_metadata, check_same_classes, get_ignore_label
 
 
 class SemSegMapper:
@@ -22,8 +23,8 @@ class SemSegMapper:
         is_train: read labels and return them; otherwise only the image is read.
         augmentations: applied to image and label alike.
         image_format: "RGB" or "BGR", the channel order that the network takes.
-        metadata: of each dataset, by name, for the labels. A dataset dict says by ``dataset_name`` which
-            is its own, those without take the first.
+        metadata: of each dataset, by name, for the labels. A dataset dict says by ``dataset_name`` which is its own;
+            it may leave that out where there is one dataset only.
     """
 
     @configurable
@@ -48,8 +49,10 @@ class SemSegMapper:
         names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
         metadata = {name: MetadataCatalog.get(name) for name in names}
         if is_train:
-            ignore_label = metadata[names[0]].get("ignore_label", 255)
-            augmentations = build_train_augmentation(cfg, ignore_label)
+            for m in metadata.values():
+                check_metadata(m)
+            check_same_classes(list(metadata.values()))
+            augmentations = build_train_augmentation(cfg, get_ignore_label(metadata[names[0]]))
         elif cfg.INPUT.MIN_SIZE_TEST > 0:
             augmentations = [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
         else:
@@ -73,7 +76,8 @@ class SemSegMapper:
 
         Raises:
             OSError: a file is missing or damaged.
-            ValueError: a label does not fit its image or its dataset, or is missing in training.
+            ValueError: an image or a label is of a wrong kind, or a label does not fit its image or its dataset, or is
+                missing in training.
         """
         sample = copy.deepcopy(dataset_dict)
         image = read_image(sample["file_name"], self.image_format)
@@ -90,8 +94,7 @@ class SemSegMapper:
         label_file = sample.get("sem_seg_file_name")
         if label_file is None:
             raise ValueError(f"{sample['file_name']}: this image has no label, training needs one")
-        metadata = self.metadata.get(sample.get("dataset_name"), next(iter(self.metadata.values())))
-        label = read_label(label_file, metadata)
+        label = read_label(label_file, self._metadata_of(sample))
         if label.shape != image.shape[:2]:
             raise ValueError(
                 "image and label differ in size: "
@@ -99,3 +102,14 @@ class SemSegMapper:
                 f"{label_file} has {label.shape[0]} x {label.shape[1]}"
             )
         return label
+
+    def _metadata_of(self, sample: dict) -> Metadata:
+        name = sample.get("dataset_name")
+        if name is None and len(self.metadata) == 1:
+            return next(iter(self.metadata.values()))
+        if name not in self.metadata:
+            raise ValueError(
+                f"{sample['file_name']}: the 'dataset_name' of this image is {name!r}, which does not say how to read "
+                f"its label: expected one of {list(self.metadata)} (build_train_loader adds it)"
+            )
+        return self.metadata[name]

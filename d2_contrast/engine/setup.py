@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import load_config
-from ..data import register_folders
+from ..data import check_metadata, check_same_classes, get_ignore_label, register_folders
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +44,12 @@ def setup(args: Namespace) -> CfgNode:
 
 
 def check_datasets(cfg: CfgNode) -> None:
-    """Check that the datasets exist and that the network fits them.
+    """Check that the datasets exist, that what describes them makes sense, and that the network fits them all.
 
     Raises:
         KeyError: a dataset is not registered.
-        ValueError: a dataset differs from the network in the number of classes or in the ignore label.
+        ValueError: the metadata of a dataset makes no sense, or it differs from the network in the number of classes
+            or in the ignore label, or from another dataset in the names or the order of the classes.
     """
     head = cfg.MODEL.SEM_SEG_HEAD
     for key, names in (("DATASETS.TRAIN", cfg.DATASETS.TRAIN), ("DATASETS.TEST", cfg.DATASETS.TEST)):
@@ -59,18 +60,20 @@ def check_datasets(cfg: CfgNode) -> None:
                 known = ", ".join(n for n in sorted(DatasetCatalog.list()) if "stuff_classes" in _metadata(n))
                 raise KeyError(f"{key}: dataset {name!r} is not registered; those with classes to segment: {known}")
             metadata = MetadataCatalog.get(name)
-            classes = metadata.get("stuff_classes", ())
+            check_metadata(metadata)
+            classes = metadata.stuff_classes
             if len(classes) != head.NUM_CLASSES:
                 raise ValueError(
                     f"{key}: dataset {name!r} has {len(classes)} classes but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
                     f"{head.NUM_CLASSES}"
                 )
-            ignore_label = metadata.get("ignore_label", 255)
+            ignore_label = get_ignore_label(metadata)
             if ignore_label != head.IGNORE_VALUE:
                 raise ValueError(
                     f"{key}: dataset {name!r} has the ignore label {ignore_label} but "
-                    f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {head.IGNORE_VALUE}"
+                    f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {head.IGNORE_VALUE}: set it to {ignore_label}"
                 )
+    check_same_classes([MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)])
 
 
 def _metadata(name: str) -> dict:

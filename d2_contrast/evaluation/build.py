@@ -4,9 +4,10 @@ import os
 from collections.abc import Callable
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
+from ..data import load_dicts
 from .cityscapes import CityscapesEvaluator
 from .confusion_evaluator import ConfusionEvaluator
 from .submission import SubmissionWriter
@@ -33,7 +34,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
     """
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
     # Loaded before its metadata is looked at, which some datasets complete on loading.
-    dicts = DatasetCatalog.get(dataset_name)
+    dicts = load_dicts(dataset_name)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if not any("sem_seg_file_name" in x for x in dicts):
         return SubmissionWriter(dataset_name, output_dir)

@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 from torch import Tensor
 
-from ..data import read_label
+from ..data import check_metadata, describe_missing_classes, get_ignore_label, read_label
 from .metrics import count_confusion, summarize_confusion
 
 logger = logging.getLogger(__name__)
@@ -46,19 +46,22 @@ class ConfusionEvaluator(DatasetEvaluator):
                 ``ignore_label`` (255) and ``class_groups`` (group name to class names).
             output_dir: folder for the results, or None to write none.
             distributed: sum over all processes; otherwise each process evaluates its own images.
+
+        Raises:
+            ValueError: the metadata makes no sense, see :func:`d2_contrast.data.check_metadata`.
         """
         self.metadata = MetadataCatalog.get(dataset_name)
-        if not self.metadata.get("stuff_classes"):
-            raise ValueError(f"dataset {dataset_name!r} cannot be evaluated: its metadata has no stuff_classes")
+        check_metadata(self.metadata)
         self.class_names = list(self.metadata.stuff_classes)
         self.class_groups = self.metadata.get("class_groups", {})
-        self.ignore_label = self.metadata.get("ignore_label", 255)
+        self.ignore_label = get_ignore_label(self.metadata)
         self.output_dir = output_dir
         self.distributed = distributed
         self.reset()
 
     def reset(self) -> None:
         self._counts = torch.zeros(len(self.class_names), len(self.class_names), dtype=torch.int64)
+        self._pixels = 0  # ignored ones among them
         self.confusion: np.ndarray | None = None
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping[str, Tensor]]) -> None:
@@ -83,6 +86,7 @@ class ConfusionEvaluator(DatasetEvaluator):
         except ValueError as e:
             raise ValueError(f"{label_file}: {e}") from e
         self._counts += counts.cpu()
+        self._pixels += label.numel()
 
     def evaluate(self) -> OrderedDict | None:
         """Compute the metrics of all images counted since :meth:`reset`.
@@ -96,6 +100,9 @@ class ConfusionEvaluator(DatasetEvaluator):
             return None
         results = self.summarize()
         logger.info("Evaluation of %s:\n%s", self.metadata.name, self._table(results))
+        labelled = self.confusion.sum(1)
+        if note := describe_missing_classes(self.metadata, labelled, self._all_pixels - int(labelled.sum())):
+            logger.warning("%s. Metrics leave such classes out where they are not predicted, either", note)
         if self.output_dir:
             self._save(results)
         return OrderedDict(sem_seg=results)
@@ -103,11 +110,13 @@ class ConfusionEvaluator(DatasetEvaluator):
     def gather(self) -> None:
         """Sum over the processes what was counted; called in all of them."""
         counts = self.sum_over_processes(self._counts)
+        self._all_pixels = self.sum_over_processes(self._pixels)
         self.confusion = None if counts is None else counts.numpy()
 
     def summarize(self) -> dict[str, float]:
         """Compute the metrics from what was gathered."""
-        return summarize_confusion(self.confusion, self.class_names, self.class_groups)
+        ignored_class = self.ignore_label if self.ignore_label < len(self.class_names) else None
+        return summarize_confusion(self.confusion, self.class_names, self.class_groups, ignored_class)
 
     def sum_over_processes(self, counts: T) -> T | None:
         """The sum on the main process, None on others; with ``distributed`` off, each process's own."""

@@ -16,9 +16,9 @@ def count_confusion(prediction: Tensor, label: Tensor, num_classes: int, ignore_
 
     Args:
         prediction: class ids, (H, W), any integer type.
-        label: class ids and the ignore label, (H, W), uint8.
+        label: class ids and the ignore label, (H, W), any integer type; uint8 is fastest.
         num_classes: number of classes K.
-        ignore_label: label of pixels that are not counted, 0 to 255.
+        ignore_label: label of pixels that are not counted, which may be one of the classes.
 
     Returns:
         (K, K) int64, rows are labels and columns predictions.
@@ -35,14 +35,24 @@ def count_confusion(prediction: Tensor, label: Tensor, num_classes: int, ignore_
         low, high = (int(x) for x in prediction.aminmax())
         if low < 0 or high >= num_classes:
             raise ValueError(f"predicted class {low} to {high}: expected 0 to {num_classes - 1}")
-    # One row for every value that a uint8 label can have: nothing needs to be masked before counting.
+    if label.dtype == torch.uint8 and num_classes <= 256:
+        # One row for every value that a label can have: nothing needs to be masked before counting.
+        rows = 256
+    else:
+        # A row for ignored pixels after those of the classes.
+        rows = num_classes + 1
+        ignored = label == ignore_label
+        low, high = (int(x) for x in label.masked_fill(ignored, 0).aminmax()) if label.numel() else (0, 0)
+        if low < 0 or high >= num_classes:
+            raise _unknown_label(low if low < 0 else high, num_classes, ignore_label)
+        label, ignore_label = label.to(torch.int32).masked_fill(ignored, num_classes), num_classes
     cell = label.to(torch.int32).mul_(num_classes).add_(prediction)
-    counts = torch.bincount(cell.view(-1), minlength=256 * num_classes).view(256, num_classes)
-    counts[ignore_label] = 0
+    counts = torch.bincount(cell.view(-1), minlength=rows * num_classes).view(rows, num_classes)
+    if ignore_label < rows:
+        counts[ignore_label] = 0
     unknown = counts[num_classes:].sum(1)
     if unknown.any():
-        value = num_classes + int(unknown.argmax())
-        raise ValueError(f"label value {value}: expected 0 to {num_classes - 1}, or {ignore_label} for ignored pixels")
+        raise _unknown_label(num_classes + int(unknown.argmax()), num_classes, ignore_label)
     return counts[:num_classes]
 
 
@@ -50,17 +60,20 @@ def summarize_confusion(
     confusion: np.ndarray,
     class_names: Sequence[str],
     class_groups: Mapping[str, Sequence[str]] | None = None,
+    ignored_class: int | None = None,
 ) -> dict[str, float]:
     """Compute the metrics of a confusion matrix, under Detectron2's names.
 
     A class that occurs neither in the labels nor in the predictions has no IoU (NaN) and is left out of the
     means; a class that was only predicted has IoU 0, as in cityscapesScripts. Accuracies need pixels
-    of the class in the labels.
+    of the class in the labels. A class that is the ignore label has no IoU, either: predictions of it are misses of
+    the other classes.
 
     Args:
         confusion: (K, K) pixels, rows are labels and columns predictions.
         class_names: the K names.
         class_groups: names of the classes in each group; "rare" gives "mIoU-rare".
+        ignored_class: the class that is not counted, if it is one of the K.
 
     Returns:
         In percent: "mIoU", "fwIoU" (IoU weighted by the frequency of the class in the labels), "mACC" and
@@ -76,6 +89,8 @@ def summarize_confusion(
     labelled = confusion.sum(1).astype(np.float64)
     union = labelled + confusion.sum(0) - hits
     iou, accuracy = _divide(hits, union), _divide(hits, labelled)
+    if ignored_class is not None:
+        iou[ignored_class] = accuracy[ignored_class] = np.nan
 
     result = {
         "mIoU": _mean(iou),
@@ -94,6 +109,10 @@ def summarize_confusion(
     result.update({f"IoU-{name}": float(value) for name, value in zip(class_names, iou)})
     result.update({f"ACC-{name}": float(value) for name, value in zip(class_names, accuracy)})
     return {name: 100.0 * value for name, value in result.items()}
+
+
+def _unknown_label(value: int, num_classes: int, ignore_label: int) -> ValueError:
+    return ValueError(f"label value {value}: expected 0 to {num_classes - 1}, or {ignore_label} for ignored pixels")
 
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:

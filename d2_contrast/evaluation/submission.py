@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
+from ..data import check_metadata, load_dicts
+from ..data.datasets.register import datasets_root
 from .confusion_evaluator import predicted_classes
 
 logger = logging.getLogger(__name__)
@@ -21,7 +23,9 @@ logger = logging.getLogger(__name__)
 class SubmissionWriter(DatasetEvaluator):
     """Write the prediction of every image of an unlabelled dataset as a PNG file of the benchmark's own class ids.
 
-    The file of ``.../name.jpg`` is ``submission/name.png`` in ``output_dir``, single-channel, with the image's size.
+    The file of ``.../sub/name.jpg`` is ``submission/sub/name.png`` in ``output_dir``, single-channel, with the image's
+    size: paths are kept below the folder of the images (``images_folder`` in the metadata, as for DATASETS.FOLDERS, or
+    the deepest folder that all images share). Images that differ in their suffix alone keep it: ``name.jpg.png``.
     """
 
     def __init__(self, dataset_name: str, output_dir: str):
@@ -30,15 +34,24 @@ class SubmissionWriter(DatasetEvaluator):
             dataset_name: a registered dataset. ``submission_ids`` in its metadata lists the benchmark's id of each
                 class; without it train ids are written.
             output_dir: the folder above ``submission``.
+
+        Raises:
+            ValueError: the metadata makes no sense, see :func:`d2_contrast.data.check_metadata`.
         """
         metadata = MetadataCatalog.get(dataset_name)
+        check_metadata(metadata)
         ids = metadata.get("submission_ids", range(len(metadata.stuff_classes)))
         self.ids = np.array(ids, dtype=np.uint8 if max(ids) < 256 else np.uint16)
         self.folder = os.path.join(output_dir, "submission")
+        self.paths = {
+            file_name: os.path.join(self.folder, path)
+            for file_name, path in _relative_paths(
+                [sample["file_name"] for sample in load_dicts(dataset_name)], metadata.get("images_folder")
+            ).items()
+        }
 
     def reset(self) -> None:
         os.makedirs(self.folder, exist_ok=True)
-        self._written: dict[str, str] = {}
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping[str, Tensor]]) -> None:
         """Write some predictions.
@@ -48,14 +61,11 @@ class SubmissionWriter(DatasetEvaluator):
             outputs: dicts with "sem_seg": scores (K, H, W) or class ids (H, W).
 
         Raises:
-            ValueError: two images have the same name, in different folders.
             OSError: a file cannot be written.
         """
         for input, output in zip(inputs, outputs, strict=True):
-            path = os.path.join(self.folder, Path(input["file_name"]).stem + ".png")
-            other = self._written.setdefault(path, input["file_name"])
-            if other != input["file_name"]:
-                raise ValueError(f"{other} and {input['file_name']} have the same name: both would be {path}")
+            path = self.paths[input["file_name"]]
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             prediction = self.ids[predicted_classes(output["sem_seg"]).cpu().numpy()]
             if not cv2.imwrite(path, prediction):
                 raise OSError(f"{path}: cannot write this prediction")
@@ -66,3 +76,18 @@ class SubmissionWriter(DatasetEvaluator):
         if comm.is_main_process():
             logger.info("Predictions are in %s", self.folder)
         return OrderedDict()
+
+
+def _relative_paths(file_names: Sequence[str], images_folder: str | None) -> dict[str, str]:
+    """Where the prediction of each image goes, below the folder of all predictions."""
+    full = {name: os.path.abspath(name) for name in file_names}
+    if images_folder is None:
+        base = os.path.commonpath([os.path.dirname(path) for path in full.values()])
+    else:
+        base = os.path.abspath(datasets_root() / Path(images_folder).expanduser())
+    images = {name: Path(os.path.relpath(path, base)) for name, path in full.items()}
+    count = Counter(path.with_suffix("") for path in images.values())
+    return {
+        name: f"{path.with_suffix('') if count[path.with_suffix('')] == 1 else path}.png"
+        for name, path in images.items()
+    }

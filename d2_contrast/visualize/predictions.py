@@ -47,7 +47,7 @@ def draw_predictions(
     """
     labelled = any(s.label is not None for s in samples)
     titles = ["image", "label", "prediction", "errors"] if labelled else ["image", "prediction"]
-    palette = np.full((256, 3), IGNORED_COLOR, dtype=np.uint8)
+    palette = np.full((max(len(class_colors), ignore_label + 1), 3), IGNORED_COLOR, dtype=np.uint8)
     palette[: len(class_colors)] = class_colors
     palette[ignore_label] = IGNORED_COLOR
 

@@ -75,16 +75,17 @@ def test_every_place_of_the_crop_is_drawn():
     assert origins == {(top, left) for top in range(3) for left in range(-3, 1)}
 
 
-def test_no_class_fills_the_crop_where_that_can_be_avoided():
+@pytest.mark.parametrize(("dtype", "other", "ignore_label"), [(np.uint8, 1, 255), (np.int32, 300, 65535)])
+def test_no_class_fills_the_crop_where_that_can_be_avoided(dtype, other, ignore_label):
     image, _ = picture(40, 40)
-    label = np.zeros((40, 40), np.uint8)
-    label[:, 30:35] = 1
-    label[:, 35:] = 255
-    augmentation = RandomScaleCrop(crop_size=(8, 8), max_class_share=0.75)
+    label = np.zeros((40, 40), dtype)
+    label[:, 30:35] = other
+    label[:, 35:] = ignore_label
+    augmentation = RandomScaleCrop(crop_size=(8, 8), max_class_share=0.75, ignore_label=ignore_label)
     crops = [augmentation.get_transform(image, label).apply_segmentation(label) for _ in range(300)]
     mixed = 0
     for crop in crops:
-        counts = np.array([(crop == c).sum() for c in (0, 1)])
+        counts = np.array([(crop == c).sum() for c in (0, other)])
         mixed += counts.min() > 0 and counts.max() < 0.75 * counts.sum()
     # One draw gives a mixed crop where the window starts in 24..28: 5 of 33. Ten draws: 81 %.
     assert abs(mixed / 300 - (1 - (28 / 33) ** 10)) < 0.07

@@ -1,3 +1,4 @@
+import errno
 import os
 from collections import Counter
 from itertools import islice
@@ -52,13 +53,36 @@ def test_changed_labels_are_counted_again(toy):
     np.testing.assert_array_equal(count_label_pixels("toy", toy)[1], [0, 0, 3])
 
 
-def test_read_only_folder_is_no_obstacle(toy, monkeypatch, caplog):
+@pytest.mark.parametrize("error", [PermissionError(), OSError(errno.EROFS, "Read-only file system")])
+def test_read_only_folder_is_no_obstacle(toy, monkeypatch, caplog, error):
     def refuse(path):
-        raise PermissionError(path)
+        raise error
 
     monkeypatch.setattr("d2_contrast.data.class_frequencies.file_lock", refuse)
     np.testing.assert_array_equal(count_label_pixels("toy", toy), COUNTS)
     assert "cannot be written" in caplog.text
+
+
+def test_name_with_slashes(toy, tmp_path):
+    for name in ("a/b", "../c"):
+        MetadataCatalog.get(name).set(stuff_classes=["a", "b", "c"])
+        np.testing.assert_array_equal(count_label_pixels(name, toy), COUNTS)
+        MetadataCatalog.remove(name)
+    assert len(list((tmp_path / ".label_counts").glob("*.npy"))) == 2
+
+
+def test_label_that_is_missing_is_named(toy, tmp_path):
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"2\.png: no such label map"):
+        count_label_pixels("toy", toy)
+
+
+def test_class_that_is_ignored_counts_nowhere(toy):
+    MetadataCatalog.remove("toy")
+    MetadataCatalog.get("toy").set(
+        stuff_classes=["a", "b", "c"], ignore_label=0, label_encodings={"raw": {0: 0, 1: 1, 2: 2, 255: 0}}
+    )
+    np.testing.assert_array_equal(count_label_pixels("toy", toy), np.array(COUNTS) * [0, 1, 1])
 
 
 def test_dataset_without_labels_is_an_error(toy):

@@ -10,7 +10,7 @@ from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 import d2_contrast.data  # noqa: F401  registers the datasets
 from d2_contrast.data import read_label
 
-OURS = ("ade20k_150_", "cadis_task", "cityscapes_19_", "pascal_context_59_", "shapes_")
+OURS = ("ade20k_150_", "cadis_task", "camvid_11_", "cityscapes_19_", "pascal_context_59_", "shapes_")
 NAMES = [name for name in DatasetCatalog if name.startswith(OURS)]
 
 
@@ -144,6 +144,45 @@ def test_pascal_context_names_at_some_ids():
     assert names == sorted(names)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPG"])
+@pytest.mark.parametrize(("void", "found"), [(11, "0..10, 11 ignored"), (255, "0..10, 255 ignored")])
+def test_camvid(root, void, found, suffix):
+    truth = miniatures.camvid(root, void=void, suffix=suffix)
+    records = {s: assert_labels(f"camvid_11_{s}", truth) for s in ("train", "val", "trainval", "test")}
+    assert {s: len(r) for s, r in records.items()} == {"train": 4, "val": 2, "trainval": 6, "test": 3}
+    assert MetadataCatalog.get("camvid_11_test").label_encoding == found
+    files = {s: {r["file_name"] for r in rs} for s, rs in records.items()}
+    assert files["train"] | files["val"] == files["trainval"] and not files["trainval"] & files["test"]
+    assert all(name.endswith(suffix) for name in files["trainval"])
+
+
+def test_camvid_with_a_folder_missing(root):
+    miniatures.camvid(root)
+    for file in (root / "CamVid" / "val").iterdir():
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"'camvid_11_trainval' is not there: no file matches .*CamVid/val"):
+        DatasetCatalog.get("camvid_11_trainval")
+    (root / "CamVid" / "val").rmdir()
+    with pytest.raises(FileNotFoundError, match=r"'camvid_11_val' is not there: there is no folder .*CamVid/val"):
+        DatasetCatalog.get("camvid_11_val")
+
+
+def test_camvid_in_two_formats_at_once(root):
+    miniatures.camvid(root)
+    miniatures.camvid(root, suffix=".jpg")
+    with pytest.raises(ValueError, match=r"'camvid_11_val': .*\.jpg and .*\.png would have the same label map"):
+        DatasetCatalog.get("camvid_11_val")
+
+
+def test_camvid_classes_are_those_of_segnet():
+    """Names and order as in the configuration files of SegNet's tutorial."""
+    metadata = MetadataCatalog.get("camvid_11_test")
+    assert metadata.stuff_classes == [
+        "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
+    ]  # fmt: skip
+    assert metadata.class_groups == {"rare": ["Pole", "SignSymbol", "Fence", "Pedestrian", "Bicyclist"]}
+
+
 # Train ids by hand, for the raw ids in the miniature.
 CADIS = {
     1: {0: 0, 4: 4, 5: 5, 6: 6, 7: 7, 9: 7, 12: 7, 13: 7, 14: 7, 28: 7, 35: 7},
@@ -188,6 +227,16 @@ def test_cadis_without_blacklisted_frames(root):
     assert names["train"] - names["train_clean"] == {"Video3"}
     assert names["test"] - names["test_clean"] == {"Video2"}
     assert names["val"] == names["val_clean"]  # video 5 has a 2: small errors, kept
+
+
+@pytest.mark.parametrize(
+    ("row", "message"), [("Images/Video3_frame000090.png,yes", "line 3: blacklisted is 'yes', expected a number")]
+)
+def test_cadis_list_that_is_damaged(root, row, message):
+    miniatures.cadis(root)
+    (root / "cadis" / "data.csv").write_text(f"img_path,blacklisted\nImages/Video1_frame000090.png,0\n{row}\n")
+    with pytest.raises(ValueError, match=rf"data\.csv, {message}"):
+        DatasetCatalog.get("cadis_task2_train_clean")
 
 
 def test_encoding_follows_the_files(root):

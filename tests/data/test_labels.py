@@ -5,8 +5,8 @@ import pytest
 from detectron2.data import Metadata
 from PIL import Image
 
-from d2_contrast.data import read_image, read_label
-from d2_contrast.data.labels import detect_label_encoding
+from d2_contrast.data import read_label
+from d2_contrast.data.labels import count_label, detect_label_encoding
 
 RAW = {0: 255, **{i: i - 1 for i in range(1, 5)}}
 SHIFTED = {**{i: i for i in range(4)}, 255: 255}
@@ -38,18 +38,6 @@ def test_label_goes_through_the_table(tmp_path, dtype):
     np.testing.assert_array_equal(out, [[0, 1, 255], [255, 1, 0]])
 
 
-def test_palette_label_keeps_its_indices(tmp_path):
-    image = Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8), mode="L").convert("P")
-    image.putpalette([200, 10, 30, 0, 255, 0, 9, 9, 9, 200, 10, 30])
-    image.save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_label(str(tmp_path / "a.png"), metadata()), [[0, 1], [2, 3]])
-
-
-def test_one_bit_label_is_zero_and_one(tmp_path):
-    path = save(tmp_path / "a.png", np.array([[False, True]]))
-    np.testing.assert_array_equal(read_label(path, metadata()), [[0, 1]])
-
-
 @pytest.mark.parametrize(("dtype", "value"), [(np.uint8, 4), (np.uint8, 254), (np.uint16, 60000)])
 def test_value_outside_the_classes_names_file_value_and_range(tmp_path, dtype, value):
     path = save(tmp_path / "bad.png", np.array([[0, 1, value, value]], dtype))
@@ -57,53 +45,47 @@ def test_value_outside_the_classes_names_file_value_and_range(tmp_path, dtype, v
         read_label(path, metadata())
 
 
-def test_colour_label_is_refused(tmp_path):
-    path = save(tmp_path / "rgb.png", np.zeros((2, 2, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"rgb\.png.*one channel.*RGB"):
-        read_label(path, metadata())
+@pytest.mark.parametrize(
+    ("classes", "ignore_label", "dtype"),
+    [(254, 255, np.uint8), (254, 254, np.uint8), (255, 255, np.int32), (256, 65535, np.int32), (3, 65535, np.int32)],
+)
+def test_train_ids_are_as_wide_as_they_must_be(tmp_path, classes, ignore_label, dtype):
+    many = Metadata(name="many").set(stuff_classes=[f"c{i}" for i in range(classes)], ignore_label=ignore_label)
+    label = np.array([[*range(classes), ignore_label]], np.uint16)
+    out = read_label(save(tmp_path / "a.png", label), many)
+    assert out.dtype == dtype
+    np.testing.assert_array_equal(out, label)
+    with pytest.raises(ValueError, match=r"b\.png: label value 60000 \(1 pixels\)"):
+        read_label(save(tmp_path / "b.png", np.array([[0, 60000]], np.uint16)), many)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-@pytest.mark.parametrize("read", [read_image, lambda name: read_label(name, metadata())])
-def test_missing_and_truncated_files_are_named(tmp_path, read, suffix):
-    path = tmp_path / f"x.{suffix}"
-    with pytest.raises(FileNotFoundError, match=rf"x\.{suffix}: no such"):
-        read(str(path))
-    save(path, np.random.RandomState(0).randint(0, 255, (40, 50), np.uint8))
-    data = path.read_bytes()
-    for size in (0, 20, len(data) // 2, len(data) - 30):
-        path.write_bytes(data[:size])
-        with pytest.raises(OSError, match=rf"x\.{suffix}: cannot read .*truncated"):
-            read(str(path))
+def test_eight_bit_files_of_a_dataset_with_wide_train_ids(tmp_path):
+    table = {i: 300 + i for i in range(200)}
+    many = Metadata(name="many").set(
+        stuff_classes=[f"c{i}" for i in range(500)], ignore_label=65535, label_encodings={"raw": {**table, 255: 65535}}
+    )
+    label = np.arange(199, dtype=np.uint8)[None]
+    np.testing.assert_array_equal(read_label(save(tmp_path / "a.png", label), many), label.astype(int) + 300)
+    with pytest.raises(ValueError, match=r"label value 200 .*expected 0\.\.199, 255"):
+        read_label(save(tmp_path / "b.png", label + 56), many)
 
 
-def test_damaged_png_is_named(tmp_path):
-    path = tmp_path / "x.png"
-    save(path, np.random.RandomState(0).randint(0, 255, (40, 50, 3), np.uint8))
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x55
-    path.write_bytes(data)
-    with pytest.raises(OSError, match=r"x\.png: cannot read"):
-        read_image(str(path))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_counts_equal_those_of_the_label_itself(tmp_path, dtype):
+    toy = metadata(label_encodings={"raw": {0: 255, 9: 255, 1: 0, 2: 2, 3: 2, 4: 3}})
+    raw = np.random.RandomState(0).choice([0, 1, 2, 3, 9], (20, 30)).astype(dtype)
+    classes, ignored = count_label(raw, "a.png", toy)
+    label = read_label(save(tmp_path / "a.png", raw), toy)
+    np.testing.assert_array_equal(classes, [(label == i).sum() for i in range(4)])
+    assert ignored == {0: (raw == 0).sum(), 9: (raw == 9).sum()}
+    with pytest.raises(ValueError, match=r"a\.png: label value 7 \(1 pixels\)"):
+        count_label(np.array([[7, 0]], dtype), "a.png", toy)
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp"])
-def test_image_channel_order(tmp_path, suffix):
-    rgb = np.random.RandomState(0).randint(0, 255, (4, 5, 3), np.uint8)
-    path = save(tmp_path / f"x.{suffix}", rgb)
-    np.testing.assert_array_equal(read_image(path, "RGB"), rgb)
-    np.testing.assert_array_equal(read_image(path, "BGR"), rgb[..., ::-1])
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_image_is_turned_upright(tmp_path, suffix):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
-    rgb = np.zeros((8, 16, 3), np.uint8)
-    rgb[:, 8:] = 255
-    out = read_image(save(tmp_path / f"x.{suffix}", rgb, exif=exif))
-    assert out.shape == (16, 8, 3)
-    assert out[:6].max() < 30 and out[10:].min() > 220
+def test_a_class_that_is_ignored_is_counted_as_ignored():
+    toy = Metadata(name="toy").set(stuff_classes=list("abc"), ignore_label=1)
+    classes, ignored = count_label(np.array([[0, 1, 1, 2]], np.uint8), "a.png", toy)
+    assert classes.tolist() == [1, 0, 1] and ignored == {1: 2}
 
 
 def write_all(folder, labels):

@@ -45,10 +45,16 @@ def test_training_sample(sample):
     assert out["sem_seg_file_name"] == sample["sem_seg_file_name"]
 
 
-def test_sample_without_dataset_name_takes_the_first_metadata(sample):
-    label = np.asarray(Image.open(sample["sem_seg_file_name"]))
+def test_sample_that_does_not_say_its_dataset(sample):
+    """With one dataset there is no doubt; with several there is, and no guess is made."""
+    alone = mapper()
+    alone.metadata = {"toy": alone.metadata["toy"]}
+    expected = alone(sample)["sem_seg"]
     del sample["dataset_name"]
-    np.testing.assert_array_equal(mapper()(sample)["sem_seg"].numpy(), label)
+    assert torch.equal(alone(sample)["sem_seg"], expected)
+    for name in (None, "another"):
+        with pytest.raises(ValueError, match=rf"image\.png: the 'dataset_name' .* is {name!r}.*\['first', 'toy'\]"):
+            mapper()({**sample, "dataset_name": name})
 
 
 def test_image_and_label_move_together(sample, tmp_path):

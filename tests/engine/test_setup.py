@@ -1,6 +1,11 @@
 import logging
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from d2_contrast.data.datasets.shapes_drawing import CLASSES
+
+SHAPES = list(CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +24,30 @@ def test_errors_name_the_culprit(make_cfg, overrides, error, culprit):
     with pytest.raises(error) as raised:
         make_cfg(*overrides)
     assert culprit in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"stuff_classes": SHAPES[:10] + [SHAPES[11], SHAPES[10]]},
+            "class 10 is '{}' in dataset 'shapes_train' and '{}'",
+        ),
+        ({"stuff_classes": SHAPES[:11] + ["blob"]}, "class 11 is '{1}' in dataset 'shapes_train' and 'blob'"),
+        ({"stuff_classes": SHAPES, "ignore_label": -1}, "dataset 'others' has the ignore_label -1"),
+        ({"stuff_classes": ["thing"]}, "dataset 'others' has 1 class to learn"),
+        ({}, "dataset 'others' has no stuff_classes"),
+    ],
+)
+def test_datasets_of_a_run_must_agree(make_cfg, changes, message):
+    DatasetCatalog.register("others", lambda: [])
+    MetadataCatalog.get("others").set(**changes)
+    try:
+        with pytest.raises(ValueError, match=message.format(*SHAPES[10:])):
+            make_cfg("DATASETS.TRAIN", "('shapes_train',)", "DATASETS.TEST", "('shapes_val', 'others')")
+    finally:
+        DatasetCatalog.remove("others")
+        MetadataCatalog.remove("others")
 
 
 def test_unknown_key_in_a_file(tmp_path):

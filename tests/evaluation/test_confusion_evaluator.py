@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -96,9 +97,37 @@ def test_an_image_without_label_is_named(labelled_dataset, scores):
         ConfusionEvaluator(name).process([{"file_name": dicts[0]["file_name"]}], [{"sem_seg": scores(labels[0])}])
 
 
-def test_a_dataset_without_classes_is_named():
+def test_metadata_that_makes_no_sense_is_named():
     with pytest.raises(ValueError, match="'no_such_classes'.*stuff_classes"):
         ConfusionEvaluator("no_such_classes")
+
+
+def test_classes_without_a_pixel_are_named(labelled_dataset, scores, caplog):
+    name, dicts, labels = labelled_dataset
+    with caplog.at_level("WARNING"):
+        run(ConfusionEvaluator(name), dicts, labels, scores)
+    assert not caplog.text
+    for d, label in zip(dicts, labels):
+        label[label == 3] = 255
+        cv2.imwrite(d["sem_seg_file_name"], label)
+    ignored = np.mean([(label == 255).mean() * label.size for label in labels]) / np.mean([x.size for x in labels])
+    with caplog.at_level("WARNING"):
+        run(ConfusionEvaluator(name), dicts, labels, scores)
+    assert f"labels of {name} is of class 'bus' (1 of 5 classes), while {ignored:.1%} of all pixels" in caplog.text
+
+
+def test_a_class_that_is_ignored_is_in_no_mean(labelled_dataset, scores, caplog):
+    name, dicts, labels = labelled_dataset
+    metadata = MetadataCatalog.get(name)
+    vars(metadata).update(ignore_label=0, label_encodings={"raw": {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 255: 0}})
+    with caplog.at_level("WARNING"):
+        result = run(ConfusionEvaluator(name), dicts, labels, scores)["sem_seg"]
+    assert not caplog.text  # the ignored class is not missed
+    truth = np.concatenate([label.ravel() for label in labels])
+    guess = np.concatenate([scores(x, i).argmax(0).numpy().ravel() for i, x in enumerate(labels)])
+    counted = (truth != 255) & (truth != 0)
+    iou = metrics.jaccard_score(truth[counted], guess[counted], labels=[1, 2, 3, 4], average=None)
+    assert result["mIoU"] == pytest.approx(100 * iou.mean()) and np.isnan(result["IoU-road"])
 
 
 def evaluate_share(rank, dataset, scores, out):

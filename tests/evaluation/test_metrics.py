@@ -41,6 +41,37 @@ def test_the_largest_number_of_classes_and_another_ignore_label():
     assert counts.sum() == label.numel() - 6 * label.shape[1]
 
 
+@pytest.mark.parametrize(("classes", "ignore_label"), [(7, 255), (255, 255), (256, 65535), (459, 65535), (459, 3)])
+def test_wide_labels(classes, ignore_label):
+    rng = np.random.default_rng(0)
+    prediction, label = rng.integers(0, classes, (2, 40, 50))
+    label[rng.random(label.shape) < 0.1] = ignore_label
+    counts = count_confusion(torch.from_numpy(prediction), torch.from_numpy(label).int(), classes, ignore_label)
+    valid = label != ignore_label
+    truth = metrics.confusion_matrix(label[valid], prediction[valid], labels=range(classes))
+    np.testing.assert_array_equal(counts, truth)
+    for value in (classes + 300, -1, 60000):
+        label[3, 4] = value
+        with pytest.raises(ValueError, match=f"label value {value}: expected 0 to {classes - 1}, or {ignore_label}"):
+            count_confusion(torch.from_numpy(prediction), torch.from_numpy(label).int(), classes, ignore_label)
+
+
+def test_a_class_that_is_ignored_is_in_no_mean():
+    """What remains is what there would be without the class, but for its predictions, which are misses."""
+    prediction, label = random_maps(seed=5, ignored=0)
+    result = summarize_confusion(
+        count_confusion(prediction, label, 7, ignore_label=0).numpy(), NAMES, {"g": NAMES[:2]}, ignored_class=0
+    )
+    valid = label != 0
+    iou = metrics.jaccard_score(label[valid], prediction[valid], labels=range(1, 7), average=None)
+    recall = metrics.recall_score(label[valid], prediction[valid], labels=range(1, 7), average=None)
+    assert result["mIoU"] == pytest.approx(100 * iou.mean(), rel=1e-12)
+    assert result["mACC"] == pytest.approx(100 * recall.mean(), rel=1e-12)
+    assert result["mIoU-g"] == pytest.approx(100 * iou[0], rel=1e-12)
+    assert np.isnan(result["IoU-class 0"]) and np.isnan(result["ACC-class 0"])
+    assert not np.isnan(result["fwIoU"])
+
+
 def test_counting_leaves_its_inputs_alone():
     prediction, label = random_maps()
     before = prediction.clone(), label.clone()

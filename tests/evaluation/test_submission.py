@@ -1,5 +1,7 @@
 """Predictions of unlabelled images as files."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -21,6 +23,12 @@ def unlabelled():
     MetadataCatalog.remove(name)
 
 
+def predict(writer, dicts, prediction=((1, 0),)):
+    writer.reset()
+    writer.process(dicts, [{"sem_seg": torch.tensor(prediction)}] * len(dicts))
+    return sorted(p.relative_to(writer.folder).as_posix() for p in Path(writer.folder).rglob("*.png"))
+
+
 def test_files_hold_the_benchmarks_ids(unlabelled, tmp_path):
     name, dicts = unlabelled
     cfg = default_config()
@@ -33,10 +41,9 @@ def test_files_hold_the_benchmarks_ids(unlabelled, tmp_path):
     assert writer.evaluate() == {}
 
     folder = tmp_path / "inference" / name / "submission"
-    assert sorted(p.name for p in folder.iterdir()) == ["one_leftImg8bit.png", "two.png"]
-    one = cv2.imread(str(folder / "one_leftImg8bit.png"), cv2.IMREAD_UNCHANGED)
+    one = cv2.imread(str(folder / "a" / "one_leftImg8bit.png"), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(one, np.array([7, 200, 0])[scores.argmax(0)])
-    two = cv2.imread(str(folder / "two.png"), cv2.IMREAD_UNCHANGED)
+    two = cv2.imread(str(folder / "b" / "two.png"), cv2.IMREAD_UNCHANGED)
     assert two.dtype == np.uint8 and two.tolist() == [[7, 200, 0]]
 
 
@@ -44,10 +51,8 @@ def test_ids_above_255_take_16_bits(unlabelled, tmp_path):
     name, dicts = unlabelled
     MetadataCatalog.remove(name)
     MetadataCatalog.get(name).set(stuff_classes=["x", "y"], submission_ids=[458, 2])
-    writer = SubmissionWriter(name, str(tmp_path))
-    writer.reset()
-    writer.process(dicts[:1], [{"sem_seg": torch.tensor([[1, 0]])}])
-    file = cv2.imread(str(tmp_path / "submission" / "one_leftImg8bit.png"), cv2.IMREAD_UNCHANGED)
+    predict(SubmissionWriter(name, str(tmp_path)), dicts[:1])
+    file = cv2.imread(str(tmp_path / "submission" / "a" / "one_leftImg8bit.png"), cv2.IMREAD_UNCHANGED)
     assert file.dtype == np.uint16 and file.tolist() == [[2, 458]]
 
 
@@ -55,16 +60,25 @@ def test_without_a_table_train_ids_are_written(unlabelled, tmp_path):
     name, dicts = unlabelled
     MetadataCatalog.remove(name)
     MetadataCatalog.get(name).set(stuff_classes=["x", "y"])
-    writer = SubmissionWriter(name, str(tmp_path))
-    writer.reset()
-    writer.process(dicts[:1], [{"sem_seg": torch.tensor([[1, 0]])}])
-    file = cv2.imread(str(tmp_path / "submission" / "one_leftImg8bit.png"), cv2.IMREAD_UNCHANGED)
+    predict(SubmissionWriter(name, str(tmp_path)), dicts[:1])
+    file = cv2.imread(str(tmp_path / "submission" / "a" / "one_leftImg8bit.png"), cv2.IMREAD_UNCHANGED)
     assert file.tolist() == [[1, 0]]
 
 
-def test_two_images_of_one_name_are_refused(unlabelled, tmp_path):
+@pytest.mark.parametrize(
+    ("file_names", "folder", "written"),
+    [
+        (["d/b/two.jpg", "d/c/two.jpg"], None, ["b/two.png", "c/two.png"]),
+        (["d/b/two.jpg"], None, ["two.png"]),
+        (["d/b/two.jpg"], "d", ["b/two.png"]),
+        (["/d/x.jpg", "/d/e/x.jpg", "/d/e/y.jpg"], "/d", ["e/x.png", "e/y.png", "x.png"]),
+        (["d/x.jpg", "d/x.png", "d/y.jpg"], None, ["x.jpg.png", "x.png.png", "y.png"]),
+        (["d/x.0.jpg", "d/x.1.jpg"], None, ["x.0.png", "x.1.png"]),
+    ],
+)
+def test_paths_are_kept_below_the_images(unlabelled, tmp_path, monkeypatch, file_names, folder, written):
     name, dicts = unlabelled
-    writer = SubmissionWriter(name, str(tmp_path))
-    writer.reset()
-    with pytest.raises(ValueError, match="b/two.jpg and c/two.jpg have the same name"):
-        writer.process(dicts[1:], [{"sem_seg": torch.zeros(1, 2, dtype=torch.long)}] * 2)
+    monkeypatch.setenv("DETECTRON2_DATASETS", ".")
+    dicts[:] = [{"file_name": f} for f in file_names]
+    MetadataCatalog.get(name).images_folder = folder
+    assert predict(SubmissionWriter(name, str(tmp_path)), dicts) == written

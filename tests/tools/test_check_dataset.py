@@ -57,6 +57,106 @@ def test_intact_dataset(garden, capsys):
         assert min(image.size) > 300
 
 
+def test_binary_masks_of_0_and_255(garden, capsys):
+    """The thing is 255, which is ignored unless said otherwise: no class is left to learn."""
+    root, arguments = garden
+    for i in range(3):
+        mask = np.zeros((8, 10), np.uint8)
+        mask[:2] = 255
+        Image.fromarray(mask).save(root / f"garden/labels/{i}.png")
+    config = yaml.safe_load((root / "garden.yaml").read_text())
+    (entry,) = config["DATASETS"]["FOLDERS"]
+    entry.update(name="masks", classes=["background", "thing"])
+    (root / "garden.yaml").write_text(yaml.dump(config))
+    arguments[0] = "masks"
+    assert main(arguments) == 1
+    out = capsys.readouterr().out
+    assert "No problems" not in out and out.endswith("1 problems\n")
+    assert (
+        "No pixel in the labels of masks is of class 'thing' (1 of 2 classes), while 25.0% of all pixels are ignored "
+        "(label value 255): should they be thing?"
+    ) in out
+
+    entry.update(
+        name="right", classes=[{"name": "background", "values": 0}, {"name": "thing", "values": 255}], ignore_values=[]
+    )
+    (root / "garden.yaml").write_text(yaml.dump(config))
+    assert main(["right", *arguments[1:]]) == 0
+    assert "No problems" in capsys.readouterr().out
+
+
+def test_class_that_never_occurs_is_a_warning(garden, capsys):
+    root, arguments = garden
+    Image.fromarray(np.zeros((8, 10), np.uint8)).save(root / "garden/labels/0.png")
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "Warning: No pixel in the labels of garden is of class 'bed' (1 of 3 classes)\n0 problems\n" in out
+
+
+def test_ignored_class_is_no_class_without_pixels(root, capsys):
+    for kind, array in (("image", np.zeros((4, 6, 3))), ("label", np.arange(24).reshape(4, 6) % 3)):
+        Image.fromarray(array.astype(np.uint8)).save(root / f"{kind}.png")
+    record = {"file_name": str(root / "image.png"), "sem_seg_file_name": str(root / "label.png")}
+    DatasetCatalog.register("plain", lambda: [record])
+    MetadataCatalog.get("plain").set(stuff_classes=["nothing", "a", "b"], ignore_label=0)
+    assert main(["plain", "--output", str(root)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for row in (
+        ["0", "nothing", "0.00%", "0.000%"],
+        ["2", "b", "100.00%", "33.333%"],
+        ["(ignored)", "100.00%", "33.333%"],
+    ):
+        assert row in rows
+    assert ["No", "problems"] in rows
+
+
+def test_pictures_go_to_the_output_folder(garden, capsys, monkeypatch):
+    root, arguments = garden
+    config = yaml.safe_load((root / "garden.yaml").read_text())
+    config["DATASETS"]["FOLDERS"][0]["name"] = "mine/../garden 1"
+    (root / "garden.yaml").write_text(yaml.dump(config))
+    (root / "here").mkdir()
+    monkeypatch.chdir(root / "here")
+    assert main(["mine/../garden 1", "--config-file", str(root / "garden.yaml")]) == 0
+    files = [p.relative_to(root / "here").as_posix() for p in (root / "here").rglob("*") if p.is_file()]
+    assert files == ["output/check_dataset/mine_.._garden_1/browse.png"]
+    assert f"Samples: {files[0]}" in capsys.readouterr().out
+
+
+def test_files_that_cannot_be_used_do_not_stop_the_check(garden, capsys, monkeypatch):
+    """Too large, 32 bits deep, several channels: each is listed, and the last image is checked, too."""
+    root, arguments = garden
+    Image.fromarray(np.zeros((8, 10), np.float32)).save(root / "garden/images/0.tif")
+    (root / "garden/images/0.png").unlink()
+    Image.new("RGB", (30, 30)).save(root / "garden/images/1.png")
+    Image.fromarray(np.random.RandomState(0).randint(0, 9, (8, 10, 3), np.uint8)).save(root / "garden/labels/2.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    assert main(arguments) == 1
+    out = capsys.readouterr().out
+    for part in (
+        "0.tif: the pixels of this image have Pillow's mode 'F'",
+        "1.png: this image is larger than Pillow reads",
+        "labels/2.png: a label map has one channel",
+    ):
+        assert part in out
+    assert out.endswith("3 problems\n")
+
+
+def test_300_classes(garden, capsys):
+    root, arguments = garden
+    label = np.arange(300, dtype=np.uint16).reshape(20, 15)
+    for i in range(3):
+        Image.new("RGB", (15, 20)).save(root / f"garden/images/{i}.png")
+        Image.fromarray(label).save(root / f"garden/labels/{i}.png")
+    config = yaml.safe_load((root / "garden.yaml").read_text())
+    config["DATASETS"]["FOLDERS"][0]["classes"] = [f"class {i}" for i in range(300)]
+    config["INPUT"] = {"CROP": {"ENABLED": True, "SIZE": [20, 15], "SINGLE_CATEGORY_MAX_AREA": 0.75}}
+    (root / "garden.yaml").write_text(yaml.dump(config))
+    assert main(arguments) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["299", "class", "299", "100.00%", "0.333%"] in rows and ["(ignored)", "0.00%", "0.000%"] in rows
+
+
 def test_problems_are_listed_by_file(garden, capsys):
     root, arguments = garden
     (root / "garden/labels/0.png").unlink()
@@ -115,4 +215,18 @@ def test_complete_benchmark_without_labels_has_no_problems(root, capsys, monkeyp
 )
 def test_dataset_that_cannot_be_loaded(root, capsys, name, message):
     assert main([name]) == 1
+    assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("DATASETS: {FOLDERS: [{name: x}]}", "DATASETS.FOLDERS, entry 'x': expected the keys"),
+        ("DATASETS: {FOLDERS: [{name: x, images: a, classes: gone.yaml}]}", "there is no file"),
+        ("DATASETS: {FOLDER: []}", "Non-existent config key: DATASETS.FOLDER"),
+    ],
+)
+def test_description_that_is_wrong(root, capsys, text, message):
+    (root / "x.yaml").write_text(text)
+    assert main(["x", "--config-file", str(root / "x.yaml")]) == 1
     assert message in capsys.readouterr().out

@@ -75,6 +75,18 @@ class TestPredictions:
         fig = draw_predictions([sample(label=False)], NAMES, COLORS)
         assert len(fig.axes) == 2 and legend_texts(fig.legends[0]) == ["class 2", "class 7"]
 
+    def test_ids_above_255_and_an_ignored_class(self):
+        names = [f"class {i}" for i in range(400)]
+        s = Sample("", np.zeros((1, 3, 3), np.uint8), np.array([[399, 0, 2]]), np.array([[399, 65535, 255]]))
+        fig = draw_predictions([s], names, distinct_colors(400), ignore_label=65535)
+        label = fig.axes[1].images[0].get_array()[0].tolist()
+        assert label == [distinct_colors(400)[399].tolist(), [0, 0, 0], distinct_colors(400)[255].tolist()]
+        assert "50.0 % correct" in fig.axes[3].get_title()
+
+        s = Sample("", np.zeros((1, 2, 3), np.uint8), np.array([[0, 1]]), np.array([[0, 1]]))
+        fig = draw_predictions([s], NAMES, COLORS, ignore_label=0)
+        assert fig.axes[1].images[0].get_array()[0].tolist() == [[0, 0, 0], COLORS[1].tolist()]
+
     def test_wide_images_and_many_classes(self):
         names = [f"a long class name {i}" for i in range(150)]
         rng = np.random.default_rng(0)

@@ -9,6 +9,7 @@ list, ``data.csv`` of their repository, as ``cadis/data.csv``.
 import csv
 from pathlib import Path
 
+from ..files import read_text
 from .register import Pair, first_existing, list_files, register_dataset
 
 # Name and colour; the raw id is the position.
@@ -144,11 +145,19 @@ def _read_blacklist(path: Path) -> set[str]:
     """Names of the frames to leave out: those with 1. A 2 marks small errors, the authors keep such frames."""
     if not path.exists():
         raise FileNotFoundError(f"there is no list of blacklisted frames, {path}")
-    with path.open(newline="") as f:
-        rows = csv.DictReader(f)
-        if not {"img_path", "blacklisted"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path}: expected the columns img_path and blacklisted, found {rows.fieldnames}")
-        return {Path(row["img_path"]).name for row in rows if float(row["blacklisted"]) == 1}
+    rows = csv.DictReader(read_text(path).splitlines())
+    if not {"img_path", "blacklisted"} <= set(rows.fieldnames or ()):
+        raise ValueError(f"{path}: expected the columns img_path and blacklisted, found {rows.fieldnames}")
+    blacklist = set()
+    for row in rows:
+        try:
+            if float(row["blacklisted"]) == 1:
+                blacklist.add(Path(row["img_path"]).name)
+        except (TypeError, ValueError) as e:
+            raise ValueError(
+                f"{path}, line {rows.line_num}: blacklisted is {row['blacklisted']!r}, expected a number"
+            ) from e
+    return blacklist
 
 
 for _task, _classes in TASKS.items():

@@ -7,7 +7,7 @@ are PNG files of the same names. Frames may be of any image format.
 
 from pathlib import Path
 
-from .register import IMAGE_SUFFIXES, Pair, first_existing, list_files, register_dataset
+from .register import Pair, first_existing, list_images, register_dataset
 
 CLASSES = (
     ("Sky", (128, 128, 128)),
@@ -39,8 +39,7 @@ def find(root: Path, splits: tuple[str, ...]) -> list[Pair]:
     return [
         (frame, base / f"{split}annot" / f"{frame.stem}.png")
         for split in splits
-        for frame in list_files(base / split, "*")
-        if frame.suffix.lower() in IMAGE_SUFFIXES
+        for frame in list_images(base / split, "*")
     ]
 
 

@@ -12,19 +12,25 @@
           groups: {rare: [bed]}           # classes whose mean IoU is reported together
 
 A class is a name, or ``{name: path, color: [200, 180, 140], values: [7, 8]}``. Without ``values`` label files hold
-positions in the list of classes.
+positions in the list of classes. Images and labels may share a folder: a label map is no image.
+
+The ignore label is 255. With more than 255 classes it is 65535, which is then the default of ``ignore_values``, too.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, Metadata
 
-from .register import IMAGE_SUFFIXES, Pair, datasets_root, list_files, register_dataset
+from ..files import read_text
+from ..metadata import MAX_ID, check_metadata, is_id, shown
+from .register import Pair, datasets_root, list_images, register_dataset
 
 REQUIRED = {"name", "images", "classes"}
 OPTIONAL = {"labels", "label_suffix", "ignore_values", "groups"}
+CLASS_KEYS = {"name", "color", "values"}
 
 _registered: dict[str, Mapping] = {}
 
@@ -33,73 +39,164 @@ def register_folders(entries: Sequence[Mapping]) -> None:
     """Register the datasets of ``DATASETS.FOLDERS``, see the top of this module. Doing it twice does no harm.
 
     Raises:
-        ValueError: a name is taken, an entry lacks a key, has one too many, or describes its classes in a wrong way.
+        ValueError: a name is taken, or an entry has a key or a value that it should not have; the message shows it.
         FileNotFoundError: the file of its classes does not exist.
     """
-    for entry in entries:
-        name = entry.get("name", "without a name")
-        if not REQUIRED <= entry.keys() or not entry.keys() <= REQUIRED | OPTIONAL:
+    if not isinstance(entries, (list, tuple)):
+        raise ValueError(f"DATASETS.FOLDERS is {shown(entries)}: expected a list of datasets, each a mapping")
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, Mapping):
             raise ValueError(
-                f"DATASETS.FOLDERS, entry {name!r}: expected the keys {sorted(REQUIRED)} and maybe "
-                f"{sorted(OPTIONAL)}, found {sorted(entry)}"
+                f"DATASETS.FOLDERS, entry {i + 1}: expected a mapping with the keys {sorted(REQUIRED)}, found "
+                f"{shown(entry)}"
             )
+        name = entry.get("name", f"number {i + 1}")
+        where = f"DATASETS.FOLDERS, entry {name!r}"
+        if not REQUIRED <= entry.keys() <= REQUIRED | OPTIONAL:
+            raise ValueError(
+                f"{where}: expected the keys {sorted(REQUIRED)} and maybe {sorted(OPTIONAL)}, found "
+                f"{sorted(entry, key=str)}"
+            )
+        _check_texts(where, entry)
         if _registered.get(name) == entry:
             continue
         if name in DatasetCatalog:
-            raise ValueError(f"DATASETS.FOLDERS: there is another dataset named {name!r}")
-        _register(name, entry)
+            raise ValueError(f"{where}: there is another dataset named {name!r}")
+        _register(where, entry)
         _registered[name] = dict(entry)
 
 
-def _register(name: str, entry: Mapping) -> None:
-    classes = _read_classes(name, entry["classes"])
-    names = [c["name"] for c in classes]
-    table = dict.fromkeys(entry.get("ignore_values", [255]), 255)
-    for train_id, c in enumerate(classes):
-        values = c.get("values", train_id)
-        for value in values if isinstance(values, Sequence) else [values]:
-            if value in table:
-                raise ValueError(f"dataset {name!r}: label value {value} has two meanings")
-            table[value] = train_id
-    for group in entry.get("groups", {}).values():
-        if unknown := set(group) - set(names):
-            raise ValueError(f"dataset {name!r}: groups name the classes {sorted(unknown)}, there are {names}")
-    register_dataset(
-        name,
-        lambda root: find(root, entry),
-        stuff_classes=names,
+def _register(where: str, entry: Mapping) -> None:
+    classes = _read_classes(where, entry["classes"])
+    ignore_label = 255 if len(classes) <= 255 else MAX_ID
+    metadata = {
+        "stuff_classes": [c["name"] for c in classes],
+        "ignore_label": ignore_label,
+        "class_groups": entry.get("groups", {}),
         **({"stuff_colors": [c["color"] for c in classes]} if "color" in classes[0] else {}),
+    }
+    try:
+        check_metadata(Metadata(name=entry["name"], **metadata))
+    except ValueError as e:
+        raise ValueError(f"DATASETS.FOLDERS: {e}") from e
+
+    ignored = _values(where, "ignore_values", entry.get("ignore_values", [ignore_label]))
+    table = dict.fromkeys(ignored, ignore_label)
+    for train_id, c in enumerate(classes):
+        values = _values(where, f"the values of class {c['name']!r}", c.get("values", train_id))
+        if not values:
+            raise ValueError(f"{where}: class {c['name']!r} has an empty list of values, so it would never occur")
+        for value in values:
+            if value in table:
+                other = "in ignore_values" if table[value] == ignore_label else repr(classes[table[value]]["name"])
+                raise ValueError(f"{where}: label value {value} has two meanings, {c['name']!r} and {other}")
+            table[value] = train_id
+    register_dataset(
+        entry["name"],
+        lambda root: find(root, entry),
         label_encodings={"values of the config": table},
-        class_groups=dict(entry.get("groups", {})),
+        images_folder=entry["images"],
+        **metadata,
     )
 
 
 def find(root: Path, entry: Mapping) -> list[Pair]:
-    """Images and labels of an entry."""
-    folder = root / entry["images"]  # an absolute path stays as it is
-    images = [f for f in list_files(folder, "**/*") if f.suffix.lower() in IMAGE_SUFFIXES]
-    if not images:
-        raise FileNotFoundError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    """Images and labels of an entry.
+
+    Raises:
+        FileNotFoundError: a folder does not exist, or there are no images.
+        ValueError: an image would be its own label.
+    """
+    folder = root / Path(entry["images"]).expanduser()  # an absolute path stays as it is
+    images = list_images(folder, "**/*")
     if "labels" not in entry:
         return [(image, None) for image in images]
+    labels = root / Path(entry["labels"]).expanduser()
+    if not labels.is_dir():
+        raise FileNotFoundError(f"there is no folder {labels}, which entry {entry['name']!r} names as its labels")
     suffix = entry.get("label_suffix", ".png")
-    stems = (image.relative_to(folder).with_suffix("") for image in images)
-    return [(image, root / entry["labels"] / f"{stem}{suffix}") for image, stem in zip(images, stems, strict=True)]
+
+    # Label maps may lie among the images, and the same folder may be spelled in two ways.
+    if labels.resolve().is_relative_to(folder.resolve()):
+        labels = folder / labels.resolve().relative_to(folder.resolve())
+        if labels != folder:
+            images = [image for image in images if labels not in image.parents]
+    label_of = {image: labels / f"{image.relative_to(folder).with_suffix('')}{suffix}" for image in images}
+    of_others = {label for image, label in label_of.items() if label != image}
+    suffix_is_telling = labels == folder and not re.fullmatch(r"\.\w+", suffix)  # "_mask.png", not ".png"
+    pairs = []
+    for image, label in label_of.items():
+        without_image = suffix_is_telling and image.name.endswith(suffix) and not label.exists()
+        if image in of_others or without_image:
+            continue
+        if image == label:
+            raise ValueError(
+                f"DATASETS.FOLDERS, entry {entry['name']!r}: {image} would be its own label, as images and labels "
+                f"share a folder and label_suffix is {suffix!r}: give the suffix that tells labels from images, or "
+                "the folder of the labels; a label map without image has to be moved elsewhere"
+            )
+        pairs.append((image, label))
+    if not pairs:
+        raise FileNotFoundError(f"{folder} has label maps ({suffix}) but no images")
+    return pairs
 
 
-def _read_classes(name: str, classes: Sequence | str) -> list[dict]:
-    """Classes as dicts, from a list or the file that holds it."""
-    if isinstance(classes, str):
-        classes = yaml.safe_load((datasets_root() / classes).read_text())
-    result = [{"name": c} if isinstance(c, str) else c for c in classes]
-    if not result or not all(
-        isinstance(c, Mapping) and {"name"} <= c.keys() <= {"name", "color", "values"} for c in result
-    ):
+def _check_texts(where: str, entry: Mapping) -> None:
+    """Check the keys whose values are text."""
+    for key in ("name", "images", "labels", "label_suffix"):
+        value = entry.get(key, "x.y")
+        if not isinstance(value, str) or not value.strip():
+            hint = ", or leave the key out" if key in OPTIONAL else ""
+            raise ValueError(
+                f"{where}: {key} is {shown(value)}, expected text (in quotes if yaml takes it for something else){hint}"
+            )
+    suffix = entry.get("label_suffix", ".png")
+    if not re.search(r"\.\w+$", suffix) or suffix.lower().endswith((".jpg", ".jpeg")):
         raise ValueError(
-            f"dataset {name!r}: classes must be a list of names or of dicts with name, color and values, "
-            f"found {classes!r}"
+            f"{where}: label_suffix is {suffix!r}, expected what follows the image's name in the label's, with the "
+            "type of the file, such as .png or _mask.png (but no JPEG, which changes the values)"
         )
+
+
+def _values(where: str, what: str, values: object) -> list[int]:
+    """A label value, or a list of them, as a list."""
+    result = list(values) if isinstance(values, (list, tuple)) else [values]
+    for i, value in enumerate(result):
+        if not is_id(value):
+            raise ValueError(f"{where}: {what} are {shown(values)}, expected whole numbers from 0 to {MAX_ID}")
+        if value in result[:i]:
+            raise ValueError(f"{where}: {what} are {shown(values)}, which has {value} twice")
+    return result
+
+
+def _read_classes(where: str, classes: object) -> list[dict]:
+    """Classes as dicts, from a list or the file that holds it. Names and colours are checked with the metadata."""
+    source = "classes"
+    if isinstance(classes, str):
+        path = datasets_root() / Path(classes).expanduser()
+        source = f"classes in {path}"
+        try:
+            classes = yaml.safe_load(read_text(path))
+        except FileNotFoundError as e:
+            raise FileNotFoundError(
+                f"{where}: classes is {classes!r}, but {e}: expected a list of names, or a yaml file that holds one"
+            ) from e
+        except (ValueError, yaml.YAMLError) as e:
+            reason = " ".join(str(e).split())
+            raise ValueError(f"{where}: {source} cannot be read, expected a yaml file with a list: {reason}") from e
+    if not isinstance(classes, (list, tuple)) or not classes:
+        raise ValueError(
+            f"{where}: {source} must be a list of names (in a file, one a line after a dash) or of dicts with name, "
+            f"color and values, found {shown(classes)}"
+        )
+    result = [c if isinstance(c, Mapping) else {"name": c} for c in classes]
+    for i, c in enumerate(result):
+        if not {"name"} <= c.keys() <= CLASS_KEYS:
+            raise ValueError(
+                f"{where}: {source} must be a list of names or of dicts with name, color and values, class {i} is "
+                f"{shown(classes[i])}"
+            )
     for key in ("color", "values"):
         if len({key in c for c in result}) > 1:
-            raise ValueError(f"dataset {name!r}: either all classes have a {key} entry or none")
+            raise ValueError(f"{where}: either all classes have a {key} entry or none")
     return result

@@ -8,6 +8,7 @@ release, as PNG or as its MATLAB files.
 from collections.abc import Callable
 from pathlib import Path
 
+from ..files import read_text
 from .register import Pair, list_files, register_dataset
 
 # Raw id among the 459, name and colour; the train id is the position.
@@ -86,7 +87,7 @@ NUM_IMAGES = {"train": [4998, 4996], "val": [5105, 5104]}
 
 def _voc(root: Path, split: str) -> list[Pair]:
     base = root / "VOCdevkit" / "VOC2010"
-    stems = (base / "ImageSets" / "SegmentationContext" / f"{split}.txt").read_text().split()
+    stems = read_text(base / "ImageSets" / "SegmentationContext" / f"{split}.txt").split()
     if (base / "SegmentationClassContext").is_dir():
         labels, suffix = base / "SegmentationClassContext", "png"
     else:

@@ -40,7 +40,7 @@ def load_dataset(name: str, find: Callable[[Path], list[Pair]]) -> list[dict]:
 
     Raises:
         FileNotFoundError: the dataset is not there; the message says where it was looked for.
-        ValueError: its labels fit no known encoding.
+        ValueError: its labels fit no known encoding, or two images have the same label map.
     """
     root = datasets_root()
     try:
@@ -50,6 +50,7 @@ def load_dataset(name: str, find: Callable[[Path], list[Pair]]) -> list[dict]:
             f"dataset {name!r} is not there: {e}. DETECTRON2_DATASETS is the folder that holds it, now "
             f"{str(root.absolute())!r}"
         ) from e
+    _check_pairs(name, pairs)
     labels = [str(label) for _, label in pairs if label is not None and label.exists()]
     encodings = MetadataCatalog.get(name).get("label_encodings", {})
     if labels and len(encodings) > 1:
@@ -68,6 +69,17 @@ def load_dataset(name: str, find: Callable[[Path], list[Pair]]) -> list[dict]:
         }
         for image, label in pairs
     ]
+
+
+def _check_pairs(name: str, pairs: list[Pair]) -> None:
+    """Images that share a label map are one image twice, or an image and something else."""
+    image_of: dict[Path, Path] = {}
+    for image, label in pairs:
+        if label is not None and (other := image_of.setdefault(label, image)) != image:
+            raise ValueError(
+                f"dataset {name!r}: {other} and {image} would have the same label map, {label}: expected one image "
+                "for each, move the other elsewhere"
+            )
 
 
 def first_existing(root: Path, candidates: Iterable[str]) -> Path:
@@ -93,3 +105,19 @@ def list_files(folder: Path, pattern: str) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"no file matches {folder / pattern}")
     return files
+
+
+def list_images(folder: Path, pattern: str) -> list[Path]:
+    """The images among the files of :func:`list_files`, told by their suffix.
+
+    Raises:
+        FileNotFoundError: ``folder`` does not exist, is a file, or has no images.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is a file, not a folder" if folder.exists() else f"there is no folder {folder}"
+        )
+    images = [f for f in list_files(folder, pattern) if f.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        raise FileNotFoundError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return images
