@@ -7,7 +7,8 @@ import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
-from scipy.io import loadmat
+
+from ..extras import import_extra
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -81,6 +82,7 @@ def _decode(data: bytes, file_name: str, what: str) -> Image.Image:
 
 def _decode_matlab(data: bytes, file_name: str) -> np.ndarray:
     """The variable LabelMap of a MATLAB file, as the original PASCAL-Context has them."""
+    loadmat = import_extra("scipy.io", "matlab").loadmat
     try:
         return loadmat(io.BytesIO(data))["LabelMap"]
     except KeyError as e:
