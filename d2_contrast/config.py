@@ -52,7 +52,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
 
 
 def _keys(cfg: CN, prefix: str = "") -> list[str]:
-    keys = []
+    keys: list[str] = []
     for key, value in cfg.items():
         keys += _keys(value, f"{prefix}{key}.") if isinstance(value, CN) else [prefix + key]
     return keys

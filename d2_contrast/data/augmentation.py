@@ -53,7 +53,7 @@ class ResizeCropTransform(T.Transform):
         shape = (self.cols[1] - self.cols[0], self.rows[1] - self.rows[0])
         part = Image.fromarray(np.ascontiguousarray(img[y, x]))
         if shape != part.size or box != (0, 0, *part.size):
-            part = part.resize(shape, Image.BILINEAR, box=box)
+            part = part.resize(shape, Image.Resampling.BILINEAR, box=box)
         return self._pad(np.asarray(part), self.image_fill)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
@@ -129,7 +129,7 @@ class RandomScaleCrop(T.Augmentation):
     def _is_mixed(self, label: np.ndarray) -> bool:
         counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()
         counts[self.ignore_label] = 0
-        return np.count_nonzero(counts) > 1 and counts.max() < self.max_class_share * counts.sum()
+        return bool(np.count_nonzero(counts) > 1 and counts.max() < self.max_class_share * counts.sum())
 
 
 class RandomColorJitter(T.Augmentation):
