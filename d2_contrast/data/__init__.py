@@ -1,8 +1,10 @@
 """Datasets, mappers and samplers. Importing this package registers the datasets."""
 
+from .. import _detectron2  # noqa: F401, first
+
+# isort: split
 import cv2
 
-from .. import _detectron2  # noqa: F401, first
 from . import datasets
 from .build import build_test_loader, build_train_loader
 from .class_frequencies import count_label_pixels, repeat_factor_sampler

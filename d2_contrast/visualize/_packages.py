@@ -2,5 +2,5 @@
 
 from ..extras import import_extra
 
-for package in ("matplotlib", "sklearn", "threadpoolctl"):
+for package in ("matplotlib", "sklearn"):
     import_extra(package, "visualize")
