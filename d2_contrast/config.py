@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 
-from . import _detectron2  # noqa: F401, first
+from . import _detectron2  # noqa: F401 (a check, so it comes first)
 
 # isort: split
 from detectron2.config import CfgNode as CN

@@ -11,7 +11,7 @@ from . import __version__
 
 # Imported one by one, so that one that is missing or broken is named and the rest is still told.
 MODULES = ("torch", "torchvision", "detectron2", "timm", "numpy", "cv2")
-# Only looked up: nothing here is slow or broken for want of them.
+# Only looked up, not imported.
 PACKAGES = (
     "fvcore",
     "Pillow",

@@ -7,7 +7,7 @@ torchrun --nproc-per-node 2 -m d2_contrast.train_net --config-file ...
 
 from argparse import Namespace
 
-from . import _detectron2  # noqa: F401, first
+from . import _detectron2  # noqa: F401 (a check, so it comes first)
 
 # isort: split
 from detectron2.engine import default_argument_parser
