@@ -1,24 +1,12 @@
 #!/usr/bin/env python3
-"""Train or evaluate a segmentor, as Detectron2's own train_net.py does.
+"""Train or evaluate a segmentor, as Detectron2's own train_net.py does; elsewhere `python -m d2_contrast.train_net`.
 
 python train_net.py --config-file configs/shapes/uper_r18_contrast.yaml
 python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/.../model_final.pth
 torchrun --nproc-per-node 2 train_net.py --config-file ...
 """
 
-from argparse import Namespace
-
-from detectron2.engine import default_argument_parser
-
-from d2_contrast.engine import evaluate, launch, setup, train
-
-
-def main(args: Namespace) -> dict:
-    cfg = setup(args)
-    if args.eval_only:
-        return evaluate(cfg, resume=args.resume)
-    return train(cfg, resume=args.resume)
-
+from d2_contrast.train_net import run
 
 if __name__ == "__main__":
-    launch(main, default_argument_parser().parse_args())
+    run()

@@ -3,9 +3,14 @@
 import difflib
 from collections.abc import Sequence
 
+from . import _detectron2  # noqa: F401 (a check, so it comes first)
+
+# isort: split
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
+
+from .config_files import find_config, read_config
 
 
 def default_config() -> CN:
@@ -20,18 +25,20 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
     """Read a config file over the defaults.
 
     Args:
-        config_file: a yaml file; its ``_BASE_`` files are read first. "" for the defaults alone.
+        config_file: a yaml file or the name of one of this project's, see :func:`.config_files.find_config`; its
+            ``_BASE_`` files are read first. "" for the defaults alone.
         overrides: keys and values in turn, as on a command line.
 
     Raises:
         KeyError: a key does not exist; the message names it, where it stands and which keys are like it.
-        ValueError: a value has the wrong type, or a key on the command line has no value.
+        ValueError: a value has the wrong type, a key on the command line has no value, or a file is no config.
+        FileNotFoundError: there is no such file, nor a config of this name.
     """
     cfg = default_config()
     where = config_file
     try:
         if config_file:
-            cfg.merge_from_file(config_file)
+            cfg.merge_from_other_cfg(CN(read_config(find_config(config_file))))
         where = "command line"
         cfg.merge_from_list(list(overrides))
     except (KeyError, AssertionError) as error:  # yacs raises either, file or command line
@@ -45,7 +52,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
 
 
 def _keys(cfg: CN, prefix: str = "") -> list[str]:
-    keys = []
+    keys: list[str] = []
     for key, value in cfg.items():
         keys += _keys(value, f"{prefix}{key}.") if isinstance(value, CN) else [prefix + key]
     return keys

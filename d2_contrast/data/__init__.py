@@ -1,5 +1,8 @@
 """Datasets, mappers and samplers. Importing this package registers the datasets."""
 
+from .. import _detectron2  # noqa: F401 (a check, so it comes first)
+
+# isort: split
 import cv2
 
 from . import datasets

@@ -53,7 +53,7 @@ class ResizeCropTransform(T.Transform):
         shape = (self.cols[1] - self.cols[0], self.rows[1] - self.rows[0])
         part = Image.fromarray(np.ascontiguousarray(img[y, x]))
         if shape != part.size or box != (0, 0, *part.size):
-            part = part.resize(shape, Image.BILINEAR, box=box)
+            part = part.resize(shape, Image.Resampling.BILINEAR, box=box)
         return self._pad(np.asarray(part), self.image_fill)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
@@ -132,7 +132,7 @@ class RandomScaleCrop(T.Augmentation):
         else:
             counts = np.bincount(label.ravel(), minlength=self.ignore_label + 1)
         counts[self.ignore_label] = 0
-        return np.count_nonzero(counts) > 1 and counts.max() < self.max_class_share * counts.sum()
+        return bool(np.count_nonzero(counts) > 1 and counts.max() < self.max_class_share * counts.sum())
 
 
 class RandomColorJitter(T.Augmentation):

@@ -9,7 +9,8 @@ import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps, UnidentifiedImageError
-from scipy.io import loadmat
+
+from ..extras import import_extra
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 # Pillow's modes of pictures with 8 bits per channel or fewer.
@@ -211,6 +212,7 @@ def _one_channel(label: np.ndarray, id_channels: int, kind: str, file_name: str)
 
 def _decode_matlab(data: bytes, file_name: str) -> np.ndarray:
     """The variable LabelMap of a MATLAB file, as the original PASCAL-Context has them."""
+    loadmat = import_extra("scipy.io", "matlab").loadmat
     try:
         return loadmat(io.BytesIO(data))["LabelMap"]
     except KeyError as e:

@@ -1,5 +1,6 @@
 """Training and evaluation: setup, launching, the trainer and what it is made of."""
 
+from .. import _detectron2  # noqa: F401 (a check, so it comes first)
 from .launch import launch
 from .optimizer import build_optimizer
 from .run import evaluate, train

@@ -74,7 +74,7 @@ class ContrastCheckpointer(DetectionCheckpointer):
         if isinstance(loaded, Mapping):
             for name in CONTAINERS:
                 if isinstance(loaded.get(name), Mapping):
-                    return loaded if name == "model" else {"model": loaded[name]}
+                    return dict(loaded) if name == "model" else {"model": loaded[name]}
             if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
                 return {"model": loaded}
         found = list(loaded)[:8] if isinstance(loaded, Mapping) else type(loaded).__name__

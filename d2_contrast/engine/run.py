@@ -9,8 +9,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..evaluation import CONFUSION_FILE
+from ..extras import MissingExtraError
 from ..modeling.meta_arch import TRAINING_ONLY
-from ..visualize import write_report
 from .averaging import averaged_weights, build_average
 from .checkpoint import build_checkpointer
 from .trainer import Trainer
@@ -74,7 +74,13 @@ def _finish(cfg: CfgNode, model: nn.Module, results: dict) -> dict:
         if os.path.isfile(path):
             with np.load(path) as saved:
                 confusion = saved["confusion"]
-    pictures = write_report(cfg, model, confusion)
+    try:
+        from ..visualize import write_report
+
+        pictures = write_report(cfg, model, confusion)
+    except MissingExtraError as error:
+        logger.warning("No pictures are drawn: %s", error)
+        pictures = []
     by_dataset = results if len(cfg.DATASETS.TEST) > 1 else dict.fromkeys(cfg.DATASETS.TEST, results)
     for name, result in by_dataset.items():
         means = {k: v for k, v in result.get("sem_seg", {}).items() if k.startswith("mIoU")}

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import load_config
+from ..config_files import find_config
 from ..data import check_metadata, check_same_classes, get_ignore_label, register_folders
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ def setup(args: Namespace) -> CfgNode:
     Raises:
         KeyError, ValueError: the config has an unknown key, or a value that does not fit the datasets.
     """
+    if args.config_file:
+        args.config_file = find_config(args.config_file)  # default_setup opens it, too
     cfg = load_config(args.config_file, args.opts)
     wanted = cfg.MODEL.DEVICE
     if wanted.startswith("cuda") and not torch.cuda.is_available():

@@ -1,5 +1,6 @@
 """Evaluators and the ways of running a segmentor over an image."""
 
+from .. import _detectron2  # noqa: F401 (a check, so it comes first)
 from .build import EVALUATORS, build_evaluator
 from .cityscapes import CityscapesEvaluator
 from .confusion_evaluator import CONFUSION_FILE, ConfusionEvaluator

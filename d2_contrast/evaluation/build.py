@@ -1,5 +1,6 @@
 """The evaluator of a dataset, by its metadata."""
 
+import logging
 import os
 from collections.abc import Callable
 
@@ -8,9 +9,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from ..data import load_dicts
+from ..extras import MissingExtraError
 from .cityscapes import CityscapesEvaluator
 from .confusion_evaluator import ConfusionEvaluator
 from .submission import SubmissionWriter
+
+logger = logging.getLogger(__name__)
 
 # Evaluators by metadata.evaluator_type, built with (dataset_name, output_dir). Add your own here.
 EVALUATORS: dict[str, Callable[[str, str], DatasetEvaluator]] = {
@@ -22,7 +26,8 @@ EVALUATORS: dict[str, Callable[[str, str], DatasetEvaluator]] = {
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
     """Build the evaluator that the metadata of a dataset asks for by ``evaluator_type``.
 
-    A dataset of which no image has a label is not evaluated: its predictions are written for submission.
+    A dataset of which no image has a label is not evaluated: its predictions are written for submission. Where the
+    evaluator needs an extra that is not installed, IoU is measured alone, with a warning.
 
     Args:
         cfg: the config, for ``OUTPUT_DIR``.
@@ -43,4 +48,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
             f"dataset {dataset_name!r} has the evaluator_type {kind!r} in its metadata: expected one of "
             f"{sorted(EVALUATORS)}"
         )
-    return EVALUATORS[kind](dataset_name, output_dir)
+    try:
+        return EVALUATORS[kind](dataset_name, output_dir)
+    except MissingExtraError as error:
+        logger.warning(
+            "%s is evaluated by IoU alone, without the other metrics of its benchmark: %s", dataset_name, error
+        )
+        return ConfusionEvaluator(dataset_name, output_dir)

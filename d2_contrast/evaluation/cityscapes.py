@@ -9,6 +9,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from ..data.files import read_raw_label
+from ..extras import import_extra
 from .confusion_evaluator import ConfusionEvaluator
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,7 @@ class CityscapesEvaluator(ConfusionEvaluator):
     """
 
     def __init__(self, dataset_name: str, output_dir: str | None = None, distributed: bool = True):
-        from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
-
+        official = import_extra("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling", "cityscapes")
         self._official = official
         self._args = copy.copy(official.args)
         self._matrix = official.generateMatrix(self._args)  # by raw id; also fills in args.evalLabels

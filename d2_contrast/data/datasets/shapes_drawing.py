@@ -106,10 +106,10 @@ def _paint(
     contrast: float,
 ) -> np.ndarray:
     """Colour every pixel with a pattern of random colours, direction and period: (h, w, 3) in [0, 255]."""
-    hue, saturation, value = rng.random_sample(), rng.uniform(*saturation), rng.uniform(0.45, 0.95)
+    hue, strength, value = rng.random_sample(), rng.uniform(*saturation), rng.uniform(0.45, 0.95)
     other = value - contrast if value > 0.7 else value + contrast
     colors = [
-        np.array(colorsys.hsv_to_rgb(hue + shift, saturation, v)) * 255
+        np.array(colorsys.hsv_to_rgb(hue + shift, strength, v)) * 255
         for shift, v in ((0.0, value), (rng.uniform(-0.06, 0.06), other))
     ]
     angle, period, phase = rng.uniform(0, np.pi), rng.uniform(8, 16), rng.uniform(0, 20)

@@ -2,9 +2,10 @@
 
 import detectron2.projects.deeplab  # noqa: F401
 
+from .base import SemSegHead
 from .deeplabv3 import ASPPHead
 from .fcn import FCNHead
 from .ocr import OCRHead
 from .uper_hrnet import HRNetHead, UPerHead
 
-__all__ = ["ASPPHead", "FCNHead", "HRNetHead", "OCRHead", "UPerHead"]
+__all__ = ["ASPPHead", "FCNHead", "HRNetHead", "OCRHead", "SemSegHead", "UPerHead"]

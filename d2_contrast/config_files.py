@@ -1,0 +1,73 @@
+"""Finding and reading config files."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.utils.file_io import PathManager
+
+# This project's own: inside the package where a wheel was installed, beside it in a clone.
+_PACKAGE = Path(__file__).resolve().parent
+CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+
+
+def find_config(name: str, folder: str = "") -> str:
+    """Return the path of a config file.
+
+    Args:
+        name: a path, or the name of a config of this project, such as "shapes/uper_r18_contrast"; ".yaml" and a
+            leading "configs/" make no difference to a name. A path that exists wins.
+        folder: where relative paths start; "" for the working directory.
+
+    Raises:
+        FileNotFoundError: there is neither; the message tells similar names.
+    """
+    path = name if "://" in name else os.path.join(folder, os.path.expanduser(name))
+    if PathManager.isfile(path):
+        return path
+    name = name.removeprefix("configs/").removesuffix(".yaml")
+    own = CONFIGS / f"{name}.yaml"
+    if own.is_file():
+        return str(own)
+    names = [file.relative_to(CONFIGS).with_suffix("").as_posix() for file in sorted(CONFIGS.rglob("*.yaml"))]
+    similar = difflib.get_close_matches(name, names)
+    hint = f"similar names: {', '.join(similar)}" if similar else f"they are in {CONFIGS}"
+    raise FileNotFoundError(f"{path}: no such config file, and no config of d2_contrast has this name; {hint}")
+
+
+def read_config(path: str, _readers: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read a config file over its ``_BASE_``, one or several names or paths from its folder, see :func:`find_config`.
+
+    Raises:
+        FileNotFoundError: a base does not exist.
+        ValueError: a file is not yaml, holds tags that could run code, is no mapping, or is a base of itself.
+    """
+    if path in _readers:
+        raise ValueError(f"{path}: this config is a base of itself, by way of {' and '.join(_readers)}")
+    try:
+        with PathManager.open(path) as file:
+            values = yaml.safe_load(file) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot read this file as yaml: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected keys with values, such as SEED: 1, but this holds {values!r:.60}")
+    bases = values.pop("_BASE_", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        try:
+            found = find_config(base, os.path.dirname(path))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path}: _BASE_: {error}") from None
+        _merge(read_config(found, (*_readers, path)), into=merged)
+    _merge(values, into=merged)
+    return merged
+
+
+def _merge(values: dict[str, Any], into: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(value, into[key])
+        else:
+            into[key] = value

@@ -1,0 +1,157 @@
+"""The wheel, in clean environments: for the loss alone, and for training without an extra."""
+
+import ast
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections import defaultdict
+from importlib import metadata
+
+import numpy as np
+import pytest
+from environments import make_environment
+from packaging.requirements import Requirement
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory, pytestconfig):
+    # Of a copy, since setuptools builds in the source tree and takes what it finds there from earlier builds.
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(pytestconfig.rootpath / name, source)
+    for name in ("d2_contrast", "configs"):
+        shutil.copytree(pytestconfig.rootpath / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    subprocess.run([*command, folder, source], check=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def run(python, *arguments, cwd, **variables):
+    """Run an interpreter with nothing of this checkout on its path."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    result = subprocess.run(
+        [python, *arguments], cwd=cwd, env=environment | variables, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
+
+
+def test_wheel_holds_every_module_and_config(wheel, pytestconfig):
+    root = pytestconfig.rootpath
+    expected = {f.relative_to(root).as_posix() for f in (root / "d2_contrast").rglob("*.py")} | {"d2_contrast/py.typed"}
+    configs = {f"d2_contrast/{f.relative_to(root).as_posix()}" for f in (root / "configs").rglob("*.yaml")}
+    assert len(configs) > 70
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert held == expected | configs
+
+
+LOSS_ALONE = """
+import importlib, importlib.util, json, runpy
+import torch
+from d2_contrast.contrast import supervised_info_nce
+
+doors = {}
+for name in ("config", "data", "engine", "evaluation", "modeling", "train_net", "visualize"):
+    try:
+        importlib.import_module(f"d2_contrast.{name}")
+    except ImportError as error:
+        doors[name] = str(error)
+print("from", importlib.util.find_spec("d2_contrast").origin)
+print(json.dumps(doors))
+print(supervised_info_nce(torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 1])).item())
+runpy.run_module("d2_contrast.env", run_name="__main__")
+"""
+
+
+def test_loss_alone_needs_nothing_but_torch(wheel, tmp_path):
+    python = make_environment(tmp_path / "environment", wheel, ["torch"])
+    origin, doors, loss, *env = run(python, "-W", "ignore", "-c", LOSS_ALONE, cwd=tmp_path).splitlines()
+    assert str(tmp_path / "environment") in origin
+    # One positive of similarity 1 and two negatives of similarity 0, at temperature 0.1.
+    assert float(loss) == pytest.approx(math.log(1 + 2 * math.exp(-10)), rel=1e-3)
+    # All else says how to get what is missing.
+    doors = json.loads(doors)
+    assert len(doors) == 7
+    for message in doors.values():
+        assert "needs Detectron2" in message and "tools/install_detectron2.py" in message
+    for start in ("torch  ", "detectron2  ", "python  ", "processor  "):
+        (line,) = [line for line in env if line.startswith(start)]
+        assert ("not installed" in line) == (start == "detectron2  ")
+
+
+def test_training_from_another_folder_without_extras(wheel, tmp_path):
+    python = make_environment(tmp_path / "environment", wheel, ["detectron2"], own_requirements=True)
+    folder = tmp_path / "elsewhere"
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        label = rng.integers(0, 3, (8, 8)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+        for kind, array in (("images", np.stack([80 * label] * 3, -1)), ("labels", label)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(folder / kind / f"{i}.png")
+    entry = f"images: {folder}/images, labels: {folder}/labels, classes: [a, b, c]"
+    (folder / "own.yaml").write_text(
+        f"""
+_BASE_: shapes/uper_r18_contrast
+MODEL: {{DEVICE: cpu, TIMM: {{NAME: resnet10t}}, UPER: {{OUT_CHANNELS: 8}}, SEM_SEG_HEAD: {{NUM_CLASSES: 3}}}}
+DATASETS: {{FOLDERS: [{{name: blocks, {entry}}}], TRAIN: [blocks], TEST: [blocks]}}
+DATALOADER: {{NUM_WORKERS: 0}}
+INPUT: {{CROP: {{SIZE: [64, 64]}}}}
+SOLVER: {{IMS_PER_BATCH: 2, MAX_ITER: 2}}
+OUTPUT_DIR: output
+"""
+    )
+    out = run(python, "-m", "d2_contrast.train_net", "--config-file", "own.yaml", cwd=folder, OMP_NUM_THREADS="1")
+    assert 'No pictures are drawn: sklearn is not installed: run `pip install "d2_contrast[visualize]"`' in out
+    output = folder / "output"
+    assert not list(output.glob("*.png"))
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    (loss,) = [line["loss_contrast_p2_p5"] for line in lines if "loss_contrast_p2_p5" in line]
+    assert math.isfinite(loss)
+    assert 0 <= json.loads((output / "inference/blocks/sem_seg_results.json").read_text())["mIoU"] <= 100
+    assert (output / "model_final.pth").is_file()
+
+
+@pytest.fixture
+def requirements(wheel):
+    """What the wheel requires, and what its extras do: {extra or "": requirements}."""
+    (distribution,) = metadata.distributions(path=[str(wheel)])
+    found = {extra: [] for extra in ("", *distribution.metadata.get_all("Provides-Extra"))}
+    for requirement in map(Requirement, distribution.requires):
+        (extra,) = [e for e in found if requirement.marker is None or requirement.marker.evaluate({"extra": e})][:1]
+        found[extra].append(requirement)
+    return found
+
+
+def test_every_imported_package_is_declared(requirements, pytestconfig):
+    """What training and evaluating import is required; what pictures need is in their extra."""
+    names = {extra: {r.name.lower() for r in those} for extra, those in requirements.items()}
+    distributions = defaultdict(set)
+    for distribution in metadata.distributions():
+        for file in distribution.files or ():
+            distributions[file.parts[0].removesuffix(".py")].add(distribution.metadata["Name"].lower())
+    checked = set()
+    for file in (pytestconfig.rootpath / "d2_contrast").rglob("*.py"):
+        declared = names[""] | (names["visualize"] if "visualize" in file.parts else set())
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            else:
+                modules = [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            for package in {module.partition(".")[0] for module in modules}:
+                if package not in sys.stdlib_module_names and package not in ("d2_contrast", "detectron2"):
+                    checked.add(package)
+                    assert distributions[package] & declared, f"{file} imports {package}"
+    assert {"torch", "numpy", "cv2", "timm", "matplotlib"} <= checked
+
+
+def test_all_is_every_extra(requirements):
+    (everything,) = requirements["all"]
+    assert everything.extras == set(requirements) - {"", "all"}
