@@ -13,6 +13,7 @@ Keys and values at the end override every config. docs/ablations.md describes th
 import argparse
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -80,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"ablate: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before there was a run to stop
+        return 128 + signal.SIGINT
 
 
 def make_slots(jobs: int, threads: int | None, gpus: int | None, gpus_per_run: int) -> list:

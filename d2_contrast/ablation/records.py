@@ -22,7 +22,7 @@ Records = dict[tuple[str, int], dict]
 
 @dataclass(frozen=True)
 class Store:
-    """Where runs are.
+    """Where runs are. What counts is the end of a name, seed and hash: a row that gets another name keeps its runs.
 
     Attributes:
         output: has a folder for each run.
@@ -33,54 +33,52 @@ class Store:
     results: Path
 
     def folder(self, run: Run) -> Path:
-        return self.output / run.name
+        return next(self.output.glob(f"*{run.identity}"), self.output / run.name)
 
     def record(self, spec_name: str, run: Run) -> dict | None:
         """The record of a finished run, written now if its folder has all results but no record; None otherwise."""
-        path = self.results / f"{run.name}.json"
-        if path.is_file():
+        for path in self.results.glob(f"*{run.identity}.json"):
             return read_record(path)
         if not is_finished(self.folder(run), run):
             return None
         record = describe(self.folder(run), spec_name, run)
-        write_json(path, record)
+        write_json(self.results / f"{run.name}.json", record)
         return record
 
     def collect(self, spec: Spec) -> tuple[Records, list[str]]:
         """Records of all finished runs of a spec, and remarks on those that have other settings than it says now.
 
-        A row of which no run with these settings is finished takes those of other settings, if they agree: so a table
-        can be made from files alone, whatever has changed since. Runs of different settings are never mixed.
+        The latter are left out; runs of different settings are never mixed. Only if no run has the spec's own settings,
+        and all deviate from them in the same way, they are taken: so a table can be made from files alone, although
+        weights had another path, or a config has changed since.
         """
         records = {(run.row.name, run.seed): record for run in spec.runs if (record := self.record(spec.name, run))}
-        others: dict[str, dict[str, list[dict]]] = {}
+        rows = {row.name: row for row in spec.rows}
+        deviating: dict[str, list[dict]] = {}
         for path in sorted(self.results.glob("*.json")):
             record = read_record(path)
-            if record["spec"] == spec.name and record["seed"] in spec.seeds:
-                others.setdefault(record["row"], {}).setdefault(record["hash"], []).append(record)
-        remarks = []
-        for row in spec.rows:
-            known = others.get(row.name, {})
-            known.pop(row.hash, None)
-            if not known:
+            if record["seed"] not in spec.seeds:
                 continue
-            if any((row.name, seed) in records for seed in spec.seeds) or len(known) > 1:
-                count = sum(map(len, known.values()))
-                remarks.append(f"{row.name}: {count} results of other settings are left out.")
-                continue
-            (found,) = known.values()
-            records.update({(row.name, record["seed"]): record for record in found})
-            remarks.append(f"{row.name}: run with {_changes(found[0]['settings'], row.settings)}.")
-        return records, remarks
+            if same := [row for row in spec.rows if row.hash == record["hash"]]:
+                for row in same:
+                    records.setdefault((row.name, record["seed"]), record)
+            elif record["spec"] == spec.name and record["row"] in rows:
+                changes = _changes(record["settings"], rows[record["row"]].settings)
+                deviating.setdefault(changes, []).append(record)
+        if not records and len(deviating) == 1:
+            ((changes, found),) = deviating.items()
+            return {(record["row"], record["seed"]): record for record in found}, [f"All runs are with {changes}."]
+        return records, [f"Left out: {len(found)} runs with {changes}." for changes, found in deviating.items()]
 
 
 def _changes(then: Mapping[str, object], now: Mapping[str, object]) -> str:
-    keys = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
-    told = [
-        f"{key} {then.get(key, 'at its default')!s:.60} (by the spec now {now.get(key, 'at its default')!s:.60})"
-        for key in keys[:3]
-    ]
-    return ", ".join(told) + (f" and {len(keys) - 3} more settings changed" if len(keys) > 3 else "")
+    """Settings of a record that are not those of the spec."""
+    default = "its default"
+    return ", ".join(
+        f"{key} {then.get(key, default)!s:.60} (the spec: {now.get(key, default)!s:.60})"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key, default) != now.get(key, default)
+    )
 
 
 def is_finished(folder: Path, run: Run) -> bool:

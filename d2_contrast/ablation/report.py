@@ -39,7 +39,7 @@ def describe_plan(spec: Spec, store: Store) -> str:
     for i, row in enumerate(spec.rows):
         for other in spec.rows[:i]:
             if other.hash == row.hash:
-                text.append(f"Rows {other.name!r} and {row.name!r} have the same settings.")
+                text.append(f"Rows {other.name!r} and {row.name!r} have the same settings and share their runs.")
     return "\n\n".join(text)
 
 

@@ -197,7 +197,9 @@ class Runner:
                 self._note_speed(run, record["seconds_per_iteration"])
             else:
                 self._pending.append(run)
-        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        # What is ignored stays so: nohup ignores SIGHUP.
+        numbers = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+        handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
             while (self._pending or self.jobs) and not self.stopped_by:
                 self._reap()

@@ -109,8 +109,12 @@ class Run:
     @property
     def name(self) -> str:
         """Name of its folder: readable, and another one as soon as a setting is another."""
-        readable = re.sub(r"[^\w.+-]+", "-", self.row.name).strip("-.")[:60]
-        return f"{readable}_seed{self.seed}_{self.row.hash}"
+        return re.sub(r"[^\w.+-]+", "-", self.row.name).strip("-.")[:60] + self.identity
+
+    @property
+    def identity(self) -> str:
+        """The part of the name that tells runs apart: equal settings and seeds make equal runs."""
+        return f"_seed{self.seed}_{self.row.hash}"
 
 
 @dataclass(frozen=True)

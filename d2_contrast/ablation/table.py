@@ -190,7 +190,8 @@ def _cells(table: Table, plus_minus: str, delta: str) -> tuple[list[str], list[l
             summary = line.summary(metric)
             row.append(_score(summary, plus_minus))
             if baselines:
-                row.append(_difference(line.differences[metric], summary))
+                is_baseline = line.row in baselines and line.baseline is None
+                row.append("baseline" if is_baseline else _difference(line.differences[metric], summary))
         gigabytes = line.gpu_gb if memory.startswith("GPU") else line.process_gb
         row += [_number(line.seconds, 3), _number(gigabytes, 2)]
         rows.append(row)
@@ -222,7 +223,7 @@ def _machines(records: Records) -> list[str]:
     for record in records.values():
         machine = record.get("machine", {})
         gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""
-        text = f"{gpu}{machine.get('cpu')}, {machine.get('threads')} threads, torch {machine.get('torch')}"
+        text = f"{gpu}{machine.get('cpu')}, threads {machine.get('threads')}, torch {machine.get('torch')}"
         lines.append(f"Trained on {text}, commit {machine.get('commit') or 'unknown'}.")
     return list(dict.fromkeys(lines))
 
