@@ -23,6 +23,7 @@ def draw_differences(tables: Sequence[Table]) -> Figure | None:
     heights = [0.9 + 0.32 * len(shown[table.dataset]) for table in tables]
     fig = figure(2.0 + 2.6 * columns, sum(heights) + 0.4)
     axes = fig.subplots(len(tables), columns, squeeze=False, height_ratios=heights)
+    fig.suptitle("Mean difference with its 95 % interval; dots: seeds", fontsize=FONT_SIZE)
     for table, row in zip(tables, axes, strict=True):
         lines = shown[table.dataset]
         scores = {line.row: line.scores for line in table.lines}
@@ -36,7 +37,7 @@ def draw_differences(tables: Sequence[Table]) -> Figure | None:
                     continue
                 base = scores[line.baseline][metric]
                 points = [score - base[seed] for seed, score in line.scores[metric].items() if seed in base]
-                axis.plot(points, [y] * len(points), "o", color="C0", alpha=0.35, markersize=4, markeredgewidth=0)
+                axis.plot(points, [y + 0.25] * len(points), "o", color="0.45", markersize=3)
                 if difference.low is not None:
                     axis.plot([difference.low, difference.high], [y, y], color="C0", linewidth=1.6)
                 axis.plot(difference.mean, y, "D", color="C0", markersize=5)

@@ -138,6 +138,11 @@ class _Job:
     first: tuple[int, float] | None = None
     last: tuple[int, float] | None = None
 
+    @property
+    def progress(self) -> str:
+        done = self.last[0] / self.run.row.iterations if self.last else 0.0
+        return "testing" if done >= 1 else f"{done:.0%}"
+
     def look(self, folder: Path) -> None:
         """Read how far it is; what an earlier attempt has written does not count."""
         try:
@@ -348,18 +353,15 @@ class Runner:
 
     def _state(self) -> str:
         """One line: how much is done, what is running, how long all will take."""
-        parts = [f"{self.finished} of {len(self.runs)} runs finished"]
+        parts = [f"{self.finished}/{len(self.runs)} finished"]
         if self.failures:
             parts.append(f"{len(self.failures)} failed")
         if others := sum(run.name in self._look_again for run in self._pending):
-            parts.append(f"{others} left to other processes")
+            parts.append(f"{others} left to others")
         eta = self._seconds_left()
-        parts.append("time left not known yet" if eta is None else f"about {duration(eta)} left")
-        running = [
-            f"{job.run.row.name}, seed {job.run.seed}: {job.last[0] / job.run.row.iterations if job.last else 0:.0%}"
-            for job in self.jobs
-        ]
-        return "; ".join([*parts, *running])
+        parts.append("time left unknown" if eta is None else f"about {duration(eta)} left")
+        running = [f"{job.run.row.name}, seed {job.run.seed}: {job.progress}" for job in self.jobs]
+        return "; ".join([", ".join(parts), *running])
 
     def _seconds_left(self) -> float | None:
         """Time until all slots are done, if each takes the next run as soon as it is free."""

@@ -1,24 +1,6 @@
 """What an ablation runs: a yaml file with rows, seeds and a baseline, checked before anything starts.
 
-    seeds: [1, 2, 3, 4]
-    baseline: cross entropy             # the row to which differences are taken; a row can name another
-    metrics: [mIoU, mIoU-rare]          # optional: mIoU and the groups of classes of the dataset
-    output: output/ablations/camvid     # optional: output/ablations/ and the name of this file
-    overrides:                          # optional, for all rows
-      SOLVER.MAX_ITER: 4800
-    rows:
-      - name: cross entropy
-        config: ../camvid/uper_mobilenetv2_bs4_2400.yaml    # from the folder of this file on, like _BASE_
-      - name: ours
-        config: ../camvid/uper_mobilenetv2_contrast_bs4_2400.yaml
-        overrides: {MODEL.CONTRAST.SAMPLER: image_class}
-        axes:                           # optional: this row becomes one for each combination of values
-          MODEL.CONTRAST.TEMPERATURE: [0.07, 0.1]                   # a key and its values, or
-          weight:                                                   # a name, and for each label some overrides
-            small: {MODEL.CONTRAST.LOSS_WEIGHT_MULTI_SCALE: 0.01, MODEL.CONTRAST.LOSS_WEIGHT_CROSS_SCALE: 0.01}
-            large: {MODEL.CONTRAST.LOSS_WEIGHT_MULTI_SCALE: 0.3, MODEL.CONTRAST.LOSS_WEIGHT_CROSS_SCALE: 0.3}
-
-``axes`` beside ``rows`` multiply all rows; a row is then compared with the baseline at the same values.
+The file is described in docs/ablations.md.
 """
 
 import difflib

@@ -175,6 +175,15 @@ def test_specs_of_this_project(path):
     assert f"python tools/ablate.py configs/ablations/{path.name}" in first
 
 
+def test_spec_of_the_docs(write_spec):
+    snippet = re.search(r"```yaml\n(.*?)```", (CONFIGS.parent / "docs/ablations.md").read_text(), re.DOTALL).group(1)
+    spec = read_spec(write_spec(snippet.replace("../", f"{CONFIGS}/")))
+    assert [row.name for row in spec.rows] == [
+        "cross entropy",
+        *(f"ours, TEMPERATURE {t}, weight {w}" for t in (0.07, 0.1) for w in ("small", "paper")),
+    ]
+
+
 def test_specs_cover_the_tables():
     """The rows of docs/model_zoo.md, but for those whose labels only the benchmark's server has."""
     zoo = (CONFIGS.parent / "docs/model_zoo.md").read_text()
