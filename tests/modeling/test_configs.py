@@ -15,7 +15,7 @@ from d2_contrast.engine import Trainer, build_optimizer
 FILES = sorted(
     str(path.relative_to(CONFIGS))
     for path in CONFIGS.glob("*/*.yaml")
-    if path.parent.name != "models" and not path.name.startswith("Base")
+    if path.parent.name not in ("models", "ablations") and not path.name.startswith("Base")
 )
 CAMVID = [name for name in FILES if name.startswith("camvid/")]
 PAPER = [name for name in FILES if not name.startswith(("shapes/", "camvid/"))]

@@ -1,0 +1,35 @@
+"""Ablations: a matrix of runs, rows times seeds, that is planned, run, resumed and collected into one table."""
+
+from .plot import draw_differences
+from .progress import Progress
+from .records import Store
+from .report import describe_plan, write_tables
+from .runner import Failure, Runner, Slot
+from .spec import Row, Run, Spec, SpecError, read_spec
+from .statistics import Difference, Summary, paired_difference, summarize
+from .table import Table, build_tables, to_csv, to_latex, to_markdown
+
+__all__ = [
+    "Difference",
+    "Failure",
+    "Progress",
+    "Row",
+    "Run",
+    "Runner",
+    "Slot",
+    "Spec",
+    "SpecError",
+    "Store",
+    "Summary",
+    "Table",
+    "build_tables",
+    "describe_plan",
+    "draw_differences",
+    "paired_difference",
+    "read_spec",
+    "summarize",
+    "to_csv",
+    "to_latex",
+    "to_markdown",
+    "write_tables",
+]

@@ -1,0 +1,172 @@
+"""What a run leaves: its folder while it trains, and one small JSON file once it is finished."""
+
+import json
+import math
+import os
+import re
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..evaluation.confusion_evaluator import RESULTS_FILE
+from ..visualize.curves import read_metrics
+from .spec import Run, Spec
+
+ATTEMPT_FILE = "attempt.json"
+
+# {(name of the row, seed): record}
+Records = dict[tuple[str, int], dict]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where runs are. What counts is the end of a name, seed and hash: a row that gets another name keeps its runs.
+
+    Attributes:
+        output: has a folder for each run.
+        results: has a JSON file for each finished run, named like its folder.
+    """
+
+    output: Path
+    results: Path
+
+    def folder(self, run: Run) -> Path:
+        return next(self.output.glob(f"*{run.identity}"), self.output / run.name)
+
+    def record(self, spec_name: str, run: Run) -> dict | None:
+        """The record of a finished run, written now if its folder has all results but no record; None otherwise."""
+        for path in self.results.glob(f"*{run.identity}.json"):
+            return read_record(path)
+        if not is_finished(self.folder(run), run):
+            return None
+        record = describe(self.folder(run), spec_name, run)
+        write_json(self.results / f"{run.name}.json", record)
+        return record
+
+    def collect(self, spec: Spec) -> tuple[Records, list[str]]:
+        """Records of all finished runs of a spec, and remarks on those that have other settings than it says now.
+
+        The latter are left out; runs of different settings are never mixed. Only if no run has the spec's own settings,
+        and all deviate from them in the same way, they are taken: so a table can be made from files alone, although
+        weights had another path, or a config has changed since.
+        """
+        records = {(run.row.name, run.seed): record for run in spec.runs if (record := self.record(spec.name, run))}
+        rows = {row.name: row for row in spec.rows}
+        deviating: dict[str, list[dict]] = {}
+        for path in sorted(self.results.glob("*.json")):
+            record = read_record(path)
+            if record["seed"] not in spec.seeds:
+                continue
+            if same := [row for row in spec.rows if row.hash == record["hash"]]:
+                for row in same:
+                    records.setdefault((row.name, record["seed"]), record)
+            elif record["spec"] == spec.name and record["row"] in rows:
+                changes = _changes(record["settings"], rows[record["row"]].settings)
+                deviating.setdefault(changes, []).append(record)
+        if not records and len(deviating) == 1:
+            ((changes, found),) = deviating.items()
+            return {(record["row"], record["seed"]): record for record in found}, [f"All runs are with {changes}."]
+        return records, [f"Left out: {len(found)} runs with {changes}." for changes, found in deviating.items()]
+
+
+def _changes(then: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """Settings of a record that are not those of the spec."""
+    default = "its default"
+    return ", ".join(
+        f"{key} {then.get(key, default)!s:.60} (the spec: {now.get(key, default)!s:.60})"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key, default) != now.get(key, default)
+    )
+
+
+def is_finished(folder: Path, run: Run) -> bool:
+    """Whether a folder has the results of the last iteration: those of earlier evaluations have the same names."""
+    metrics = folder / "metrics.json"
+    if not metrics.is_file() or not all(_results_file(folder, dataset).is_file() for dataset in run.row.datasets):
+        return False
+    evaluated = [its[-1] for name, (its, _) in read_metrics(str(metrics)).items() if "sem_seg/" in name]
+    return any(iteration >= run.row.iterations for iteration in evaluated)
+
+
+def describe(folder: Path, spec_name: str, run: Run) -> dict:
+    """The record of a finished run, small enough to be committed."""
+    attempt = read_attempt(folder)
+    log = (folder / "log.txt").read_text(errors="replace") if (folder / "log.txt").is_file() else ""
+    seconds = read_metrics(str(folder / "metrics.json")).get("time")
+    row = run.row
+    return {
+        "spec": spec_name,
+        "row": row.name,
+        "seed": run.seed,
+        "hash": row.hash,
+        "config": os.path.relpath(row.config) if row.config.is_relative_to(Path.cwd()) else str(row.config),
+        "overrides": dict(row.overrides),
+        "settings": dict(row.settings),
+        "iterations": row.iterations,
+        "results": {dataset: _read_results(folder, dataset) for dataset in row.datasets},
+        # Medians over 20 iterations, of which this is the median.
+        "seconds_per_iteration": None if seconds is None else round(statistics.median(seconds[1].tolist()), 5),
+        "peak_memory_mb": {"process": attempt.get("peak_memory_mb"), "gpu": _peak_gpu_memory_mb(log)},
+        "attempts": attempt.get("number", 1),
+        "machine": {**attempt.get("machine", {}), "gpu": _gpu(log)},
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+
+
+def read_record(path: Path) -> dict:
+    """Read a record.
+
+    Raises:
+        ValueError: the file holds none.
+    """
+    try:
+        record = json.loads(path.read_text())
+        if {"spec", "row", "seed", "hash", "settings", "results"} <= record.keys():
+            return record
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(f"{path}: this is no result of a run: mend the file, or move it out of this folder")
+
+
+def read_attempt(folder: Path) -> dict:
+    """What is known of the last attempt at a run: machine, number, process, exit code; {} if there was none."""
+    try:
+        return json.loads((folder / ATTEMPT_FILE).read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file that is complete from the moment on at which it has its name."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for any text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _results_file(folder: Path, dataset: str) -> Path:
+    return folder / "inference" / dataset / RESULTS_FILE
+
+
+def _read_results(folder: Path, dataset: str) -> dict[str, float | None]:
+    results = json.loads(_results_file(folder, dataset).read_text())
+    return {k: None if v is None or not math.isfinite(v) else round(v, 4) for k, v in results.items()}
+
+
+def _peak_gpu_memory_mb(log: str) -> float | None:
+    """By torch's allocator, on the first GPU of the run; Detectron2 logs it in MiB. None without a GPU."""
+    peaks = [int(x) for x in re.findall(r"max_mem: (\d+)M", log)]
+    return round(max(peaks) * 2**20 / 1e6, 1) if peaks else None
+
+
+def _gpu(log: str) -> str | None:
+    """Name of the GPU, from the description of the environment with which Detectron2's log begins."""
+    found = re.search(r"^GPU \d[\d,]*\s+(.+?)( \(arch=.*)?$", log, re.MULTILINE)
+    return found.group(1) if found else None

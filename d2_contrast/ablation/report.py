@@ -1,0 +1,81 @@
+"""What is said of an ablation as a whole: the plan before it, the table after it."""
+
+from collections import Counter
+from pathlib import Path
+
+from tabulate import tabulate
+
+from ..visualize.style import save
+from .plot import draw_differences
+from .records import Store, read_attempt, write_text
+from .runner import claimed_by
+from .spec import Row, Run, Spec
+from .table import build_tables, to_csv, to_latex, to_markdown
+
+
+def describe_plan(spec: Spec, store: Store) -> str:
+    """The plan as a table for the terminal: each row with its overrides, iterations and the state of its runs."""
+    states = {run: _state(spec, store, run) for run in spec.runs}
+    shared = set.intersection(*({*_pairs(row)} for row in spec.rows)) if len(spec.rows) > 1 else set()
+    lines = []
+    for row in spec.rows:
+        count = Counter(state for run, state in states.items() if run.row is row)
+        overrides = "\n".join(pair for pair in _pairs(row) if pair not in shared)
+        runs = ", ".join(f"{number} {state}" for state, number in count.items())
+        config = f"{row.config.parent.name}/{row.config.stem}"
+        lines.append((row.name, config, overrides, f"{row.iterations:,}", runs))
+    iterations = sum(run.row.iterations for run in spec.runs)
+    total = ", ".join(f"{number} {state}" for state, number in Counter(states.values()).items())
+    text = (
+        [f"Overrides of all rows: {', '.join(pair for pair in _pairs(spec.rows[0]) if pair in shared)}"]
+        if shared
+        else []
+    )
+    text += [
+        tabulate(lines, ["row", "config", "overrides", "iterations", "runs"], disable_numparse=True),
+        f"Rows {len(spec.rows)} x seeds {len(spec.seeds)} ({', '.join(map(str, spec.seeds))}) = {len(states)} runs, "
+        f"{iterations:,} iterations: {total}. In {store.output}",
+    ]
+    for i, row in enumerate(spec.rows):
+        for other in spec.rows[:i]:
+            if other.hash == row.hash:
+                text.append(f"Rows {other.name!r} and {row.name!r} have the same settings and share their runs.")
+    return "\n\n".join(text)
+
+
+def _pairs(row: Row) -> list[str]:
+    """Overrides as "KEY value", shortened."""
+    options = row.options
+    return [f"{key} {value:.60}" for key, value in zip(options[::2], options[1::2], strict=True)]
+
+
+def _state(spec: Spec, store: Store, run: Run) -> str:
+    folder = store.folder(run)
+    if store.record(spec.name, run) is not None:
+        return "finished"
+    if claimed_by(folder) is not None:
+        return "running"
+    if read_attempt(folder).get("outcome") == "failed":
+        return "failed before"
+    return "begun" if (folder / "last_checkpoint").is_file() else "to do"
+
+
+def write_tables(spec: Spec, store: Store, plot: bool = False) -> tuple[str, list[Path]]:
+    """Collect what is finished and write it as Markdown, CSV, LaTeX and, with ``plot``, as a picture.
+
+    Returns:
+        The page of Markdown, and the paths of the files.
+    """
+    records, remarks = store.collect(spec)
+    tables = build_tables(spec, records)
+    page = to_markdown(spec, tables, records, remarks)
+    paths = {suffix: store.output / f"{spec.name}.{suffix}" for suffix in ("md", "csv", "tex", "png")}
+    write_text(paths["md"], page)
+    write_text(paths["csv"], to_csv(tables))
+    write_text(paths["tex"], to_latex(spec, tables))
+    figure = draw_differences(tables) if plot else None
+    if figure is None:
+        del paths["png"]
+    else:
+        save(figure, str(paths["png"]))
+    return page, list(paths.values())

@@ -1,0 +1,333 @@
+"""What an ablation runs: a yaml file with rows, seeds and a baseline, checked before anything starts.
+
+The file is described in docs/ablations.md.
+"""
+
+import difflib
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from ..config import default_config, load_config
+from ..data import register_folders
+from ..engine.setup import check_datasets
+from ..evaluation import EVALUATORS, ConfusionEvaluator, summarize_confusion
+
+SPEC_KEYS = ("seeds", "baseline", "metrics", "output", "overrides", "axes", "rows")
+ROW_KEYS = ("name", "config", "overrides", "axes", "baseline")
+# Keys that say where to write, how often to look and how fast to compute, but not what is trained and tested.
+WITHOUT_INFLUENCE = (
+    "OUTPUT_DIR",
+    "SEED",  # part of a run's name by itself
+    "VERSION",
+    "VIS_PERIOD",
+    "CUDNN_BENCHMARK",
+    "DATALOADER.NUM_WORKERS",
+    "MODEL.CONTRAST.LOG_PERIOD",
+    "MODEL.DEVICE",
+    "MODEL.SWIN.CHECKPOINTING",
+    "MODEL.WEIGHTS_ALLOW_PICKLE",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+    "VISUALIZE.NUM_IMAGES",
+    "VISUALIZE.TSNE_POINTS",
+)
+
+
+class SpecError(ValueError):
+    """A spec cannot be run; the message says where it is wrong and what was expected."""
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: of the row, as in the spec, with the values of its axes.
+        baseline: name of the row that it is compared with, or None.
+        config: the config file.
+        overrides: values by dotted key, those for all rows included.
+        settings: values by dotted key that make the result: what differs from the defaults, see `settings_of`.
+        iterations: of a run.
+        datasets: on which its runs are tested.
+    """
+
+    name: str
+    baseline: str | None
+    config: Path
+    overrides: Mapping[str, object]
+    settings: Mapping[str, object]
+    iterations: int
+    datasets: tuple[str, ...]
+
+    @cached_property
+    def hash(self) -> str:
+        """Eight letters that differ where settings differ."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def options(self) -> list[str]:
+        """Its overrides as keys and values of a command line."""
+        return as_options(self.overrides)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row with a seed."""
+
+    row: Row
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder: readable, and another one as soon as a setting is another."""
+        return re.sub(r"[^\w.+-]+", "-", self.row.name).strip("-.")[:60] + self.identity
+
+    @property
+    def identity(self) -> str:
+        """The part of the name that tells runs apart: equal settings and seeds make equal runs."""
+        return f"_seed{self.seed}_{self.row.hash}"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An ablation; ``metrics`` None stands for mIoU and the groups of classes of a dataset."""
+
+    name: str
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...]
+    metrics: tuple[str, ...] | None
+    output: Path
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, seed by seed, so that rows can be compared early."""
+        return [Run(row, seed) for seed in self.seeds for row in self.rows]
+
+
+def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+    """Read a spec, load the config of every row and check all of it.
+
+    Args:
+        path: the yaml file.
+        overrides: keys and values in turn, for all rows, over everything in the file.
+
+    Raises:
+        SpecError: the file, or one of its configs, is wrong.
+    """
+    path = Path(path)
+    content = _read_yaml(path)
+    _check_keys(content, SPEC_KEYS, ("seeds", "rows"), str(path))
+    seeds = content["seeds"]
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
+        raise SpecError(f"{path}: seeds is {seeds!r}: expected a list of numbers from 0 on, such as [1, 2, 3, 4]")
+    if len(set(seeds)) < len(seeds):
+        raise SpecError(f"{path}: seeds is {seeds}: expected each once")
+    metrics = content.get("metrics")
+    if metrics is not None and (not isinstance(metrics, list) or not metrics):
+        raise SpecError(f"{path}: metrics is {metrics!r}: expected a list, such as [mIoU, mIoU-rare, IoU-Car]")
+    rows = content["rows"]
+    if not isinstance(rows, list) or not rows:
+        raise SpecError(f"{path}: rows is {rows!r}: expected a list of rows, each with a name and a config")
+
+    common = _overrides(content, str(path))
+    last = _command_line(overrides)
+    shared = _axes(content, str(path))
+    built: list[Row] = []
+    for number, entry in enumerate(rows, 1):
+        where = (
+            f"{path}: row {entry['name']!r}" if isinstance(entry, dict) and "name" in entry else f"{path}: row {number}"
+        )
+        _check_keys(entry, ROW_KEYS, ("name", "config"), where)
+        baseline = entry.get("baseline", content.get("baseline"))
+        own = {**common, **_overrides(entry, where)}
+        for values in itertools.product(*_axes(entry, where)):
+            for shared_values in itertools.product(*shared):
+                chosen = {}
+                for _, changed in (*values, *shared_values):
+                    chosen.update(changed)
+                at = [label for label, _ in shared_values]
+                name = ", ".join([str(entry["name"]), *(label for label, _ in values), *at])
+                compared = None if baseline is None else ", ".join([str(baseline), *at])
+                built.append(
+                    _row(
+                        name,
+                        None if compared == name else compared,
+                        path.parent / str(entry["config"]),
+                        {**own, **chosen, **last},
+                        f"{path}: row {name!r}",
+                    )
+                )
+
+    names = [row.name for row in built]
+    for row in built:
+        if names.count(row.name) > 1:
+            raise SpecError(f"{path}: there are {names.count(row.name)} rows with the name {row.name!r}: expected one")
+        if row.baseline is not None and row.baseline not in names:
+            raise SpecError(
+                f"{path}: the baseline {row.baseline!r} of row {row.name!r} is no row: expected one of {names}"
+            )
+    metrics = None if metrics is None else tuple(map(str, metrics))
+    _check_metrics(metrics or (), sorted({d for row in built for d in row.datasets}), str(path))
+    output = content.get("output", f"output/ablations/{path.stem}")
+    return Spec(path.stem, tuple(built), tuple(seeds), metrics, Path(str(output)))
+
+
+def settings_of(cfg: CfgNode) -> dict[str, object]:
+    """What distinguishes a config from the defaults, by dotted key, but for the keys ``WITHOUT_INFLUENCE``.
+
+    A key that a later version adds therefore changes nothing as long as it has its default.
+    """
+    default = _flatten(default_config())
+    return {
+        key: value
+        for key, value in sorted(_flatten(cfg).items())
+        if key not in WITHOUT_INFLUENCE and not (key in default and default[key] == value)
+    }
+
+
+def as_options(overrides: Mapping[str, object]) -> list[str]:
+    """Overrides as keys and values in turn, as on the command line of train_net.py."""
+    # Text stays as it is, so that "1e-3", which is text in yaml, becomes a number as in any other config.
+    return [x for key, value in overrides.items() for x in (key, value if isinstance(value, str) else repr(value))]
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which yaml would silently take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        content = yaml.load(path.read_text(), _Loader)
+    except OSError as error:
+        raise SpecError(f"{path}: cannot read this spec ({error.strerror})") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecError(f"{path}: this is no yaml file: {_one_line(error)}") from error
+    return content
+
+
+def _one_line(error: Exception) -> str:
+    """What an error says, without line breaks."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split())
+
+
+def _check_keys(entry: object, known: Sequence[str], required: Sequence[str], where: str) -> None:
+    if not isinstance(entry, dict):
+        raise SpecError(f"{where}: expected the keys {', '.join(required)}, found {entry!r}")
+    for key in entry:
+        if key not in known:
+            similar = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {similar[0]}?" if similar else f"expected some of {', '.join(known)}"
+            raise SpecError(f"{where}: unknown key {key!r}: {hint}")
+    for key in required:
+        if entry.get(key) is None:
+            raise SpecError(f"{where}: the key {key} is missing")
+
+
+def _overrides(entry: Mapping, where: str) -> dict[str, object]:
+    return _flatten_overrides(entry.get("overrides") or {}, f"{where}: overrides")
+
+
+def _flatten_overrides(values: object, where: str) -> dict[str, object]:
+    """Overrides by dotted key, from those and from nested ones as in a config."""
+    if not isinstance(values, dict):
+        raise SpecError(f"{where}: expected keys with values, such as SOLVER.MAX_ITER: 4800, found {values!r}")
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        nested = _flatten_overrides(value, where) if isinstance(value, dict) else {"": value}
+        flat.update({f"{key}.{rest}".rstrip("."): x for rest, x in nested.items()})
+    for key in flat:
+        if key in ("SEED", "OUTPUT_DIR"):
+            raise SpecError(f"{where}: {key} is set for each run: use {'seeds' if key == 'SEED' else 'output'} instead")
+    return flat
+
+
+def _command_line(overrides: Sequence[str]) -> dict[str, object]:
+    if len(overrides) % 2:
+        raise SpecError(f"the overrides {' '.join(overrides)!r} are no pairs of KEY and VALUE")
+    return _flatten_overrides(dict(zip(overrides[::2], overrides[1::2], strict=True)), "command line")
+
+
+Choice = tuple[str, dict[str, object]]  # how a value of an axis is called, and the overrides that it stands for
+
+
+def _axes(entry: Mapping, where: str) -> list[list[Choice]]:
+    axes = entry.get("axes") or {}
+    if not isinstance(axes, dict):
+        raise SpecError(f"{where}: axes is {axes!r}: expected names with values")
+    result: list[list[Choice]] = []
+    for axis, values in axes.items():
+        if isinstance(values, list) and values:
+            short = str(axis).rpartition(".")[2]
+            result.append([(f"{short} {v}", _flatten_overrides({str(axis): v}, f"{where}: axes")) for v in values])
+        elif isinstance(values, dict) and values:
+            at = f"{where}: axis {axis!r}"
+            result.append([(f"{axis} {v}", _flatten_overrides(keys, f"{at}, {v!r}")) for v, keys in values.items()])
+        else:
+            raise SpecError(
+                f"{where}: axis {axis!r} is {values!r}: expected a list of values of that key, or for each label some "
+                "overrides"
+            )
+    return result
+
+
+def _row(name: str, baseline: str | None, config: Path, overrides: dict, where: str) -> Row:
+    if not config.is_file():
+        raise SpecError(f"{where}: there is no config {config} (paths start at the folder of the spec)")
+    config = config.resolve()
+    try:
+        cfg = load_config(str(config), as_options(overrides))
+        register_folders(cfg.DATASETS.FOLDERS)
+        check_datasets(cfg)
+    except (KeyError, ValueError, OSError, yaml.YAMLError) as error:
+        raise SpecError(f"{where}: {_one_line(error).removeprefix('command line: ')}") from error
+    if not cfg.DATASETS.TEST:
+        raise SpecError(f"{where}: DATASETS.TEST is empty: there would be nothing to report")
+    return Row(name, baseline, config, overrides, settings_of(cfg), cfg.SOLVER.MAX_ITER, tuple(cfg.DATASETS.TEST))
+
+
+def _check_metrics(metrics: Iterable[str], datasets: Sequence[str], where: str) -> None:
+    known: set[str] = set()
+    for dataset in datasets:
+        metadata = MetadataCatalog.get(dataset)
+        if EVALUATORS.get(metadata.get("evaluator_type")) is not ConfusionEvaluator:
+            return  # it has metrics of its own
+        names = metadata.stuff_classes
+        known |= summarize_confusion(np.zeros((len(names),) * 2), names, metadata.get("class_groups")).keys()
+    for metric in metrics:
+        if metric not in known:
+            similar = ", ".join(difflib.get_close_matches(metric, known, cutoff=0.7)) or ", ".join(
+                sorted(name for name in known if "-" not in name or name.startswith("mIoU"))
+            )
+            raise SpecError(f"{where}: no dataset has the metric {metric!r}: expected, for example, {similar}")
+
+
+def _flatten(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = json.loads(json.dumps(value, default=str))  # tuples become lists
+    return flat

@@ -1,0 +1,160 @@
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "tools/ablate.py"
+FAKE = ROOT / "tests/ablation/fake_train.py"
+tool = runpy.run_path(str(SCRIPT))
+
+SPEC = """
+seeds: [1, 2]
+baseline: plain
+overrides: {SOLVER.MAX_ITER: 4}
+rows:
+  - {name: plain, config: "CONFIG", overrides: {SOLVER.GAMMA: 0.0}}
+  - {name: ours, config: "CONFIG", overrides: {SOLVER.GAMMA: 0.5}}
+"""
+
+
+@pytest.fixture
+def main(tmp_path, monkeypatch):
+    """The tool with a stand-in for train_net.py, in an empty folder with ``spec.yaml``."""
+    (tmp_path / "spec.yaml").write_text(SPEC.replace("CONFIG", str(ROOT / "configs/shapes/uper_r18.yaml")))
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "clone/train_net.py").write_text(FAKE.read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(tool["main"].__globals__, "ROOT", tmp_path / "clone")
+    monkeypatch.setattr("d2_contrast.ablation.runner.POLL_SECONDS", 0.02)
+    return tool["main"]
+
+
+def test_help_is_quick():
+    code = (
+        "import runpy, sys\n"
+        "try: runpy.run_path(sys.argv[1], run_name='__main__')\n"
+        "finally: print([m for m in ('torch', 'detectron2', 'matplotlib') if m in sys.modules])\n"
+    )
+    command = [sys.executable, "-c", code, SCRIPT, "--help"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "--gpus-per-run" in output and output.splitlines()[-1] == "[]"
+
+
+def test_run_and_table(main, capsys):
+    assert main(["spec.yaml", "--jobs", "2", "--plot", "--results", "kept"]) == 0
+    out, err = capsys.readouterr()
+    assert "Rows 2 x seeds 2 (1, 2) = 4 runs, 16 iterations: 4 to do." in err
+    assert "+5.00 [+5.00, +5.00]" in out and out.startswith("# spec\n")
+    folder = Path("output/ablations/spec")
+    assert (folder / "spec.md").read_text() == out.removesuffix("\n")
+    for name in ("spec.csv", "spec.tex", "spec.png"):
+        assert (folder / name).stat().st_size > 200 and str(folder / name) in err
+    assert len(list(Path("kept").glob("*.json"))) == 4
+
+    assert main(["spec.yaml", "--output", "elsewhere", "--results", "kept", "--collect-only"]) == 0
+    assert capsys.readouterr().out == out
+    assert sorted(path.name for path in Path("elsewhere").iterdir()) == ["spec.csv", "spec.md", "spec.tex"]
+
+
+def test_plan_runs_nothing(main, capsys):
+    assert main(["--plan-only", "spec.yaml", "SOLVER.MAX_ITER", "9"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and "36 iterations" in err and "Overrides of all rows: SOLVER.MAX_ITER 9" in err
+    assert not Path("output").exists()
+
+
+def test_collecting_nothing(main, capsys):
+    assert main(["spec.yaml", "--collect-only", "--plot"]) == 0
+    assert "0 of 4 runs are finished" in capsys.readouterr().out
+
+
+def test_failures_come_last(main, capsys, monkeypatch):
+    monkeypatch.setenv("FAKE_FAIL", "ours_seed2")
+    assert main(["spec.yaml"]) == 1
+    out, err = capsys.readouterr()
+    assert "1 of 2" in out
+    end = err.split("Written: ")[1]
+    assert "1 runs failed" in end and re.search(r"ours_seed2_\w+: failed with exit code 3", end)
+    assert end.endswith("    OSError: no such image: 7.png\n\n")
+
+
+def test_printed_commands_work_from_anywhere(main, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/data sets")
+    assert main(["spec.yaml", "--print-commands", "--threads", "3", "--gpus-per-run", "2", "SOLVER.MAX_ITER", "3"]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == 4 and not Path("output").exists()
+    for command in commands:
+        cd, folder, also, env, *words = shlex.split(command)
+        assert (cd, folder, also, env) == (
+            "cd",
+            str(tmp_path),
+            "&&",
+            "env",
+        ) and "DETECTRON2_DATASETS=/data sets" in words
+        script = words.index(str(tmp_path / "clone/tools/ablate.py"))
+        assert words[script - 1] == sys.executable
+        monkeypatch.chdir(folder)
+        assert main(words[script + 1 :]) == 0
+        monkeypatch.chdir("/")
+    assert capsys.readouterr().out == ""  # a single run makes no table
+    monkeypatch.chdir(tmp_path)
+    calls = [json.loads(path.read_text()) for path in Path("output/ablations/spec").glob("*/calls.jsonl")]
+    assert [(call["processes"], call["OMP_NUM_THREADS"]) for call in calls] == [(2, "3")] * 4
+    assert main(["spec.yaml", "--print-commands", "SOLVER.MAX_ITER", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and "4 finished" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.yaml"], "ablate: none.yaml: cannot read this spec (No such file or directory)\n"),
+        (["spec.yaml", "--run", "ours_seed1_0"], "ablate: spec.yaml has no run 'ours_seed1_0': was it changed after"),
+        (
+            ["spec.yaml", "SOLVER.MAXITER", "3"],
+            "ablate: spec.yaml: row 'plain': Non-existent key: SOLVER.MAXITER",
+        ),
+        (["spec.yaml", "--gpus", "2"], "torch can use 1 GPUs here"),
+        (["spec.yaml", "--gpus", "1", "--jobs", "2"], "the GPUs decide how many runs there are at a time"),
+        (["spec.yaml", "--gpus-per-run", "2", "--jobs", "2"], "say by --gpus how many there are"),
+    ],
+)
+def test_mistakes(main, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list(Path().glob("output/ablations/spec/*/attempt.json"))
+
+
+@pytest.mark.parametrize("option", ["--jobs", "--threads", "--gpus", "--gpus-per-run"])
+def test_numbers_start_at_one(main, capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        main(["spec.yaml", option, "0"])
+    assert f"{option} is 0: expected 1 or more" in capsys.readouterr().err
+
+
+def test_slots_share_cores_and_gpus(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def slots(*args):
+        return [(slot.threads, slot.processes, slot.gpus) for slot in tool["make_slots"](*args)]
+
+    assert slots(3, None, None, 1) == [(5, 1, None)] * 3
+    assert slots(20, None, None, 1) == [(1, 1, None)] * 20
+    assert slots(2, 7, None, 1) == [(7, 1, None)] * 2
+    assert slots(1, None, None, 2) == [(8, 2, None)]  # the queue says which
+    assert slots(1, None, 4, 2) == [(4, 2, ("0", "1")), (4, 2, ("2", "3"))]
+    with pytest.raises(ValueError, match="--gpus 3 is no multiple of --gpus-per-run 2"):
+        slots(1, None, 3, 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,8,9")
+    assert slots(1, None, 2, 1) == [(8, 1, ("5",)), (8, 1, ("7",))]
