@@ -7,16 +7,21 @@ from .confusion_evaluator import CONFUSION_FILE, ConfusionEvaluator
 from .inference import MultiViewInference, build_inference_model
 from .metrics import count_confusion, summarize_confusion
 from .submission import SubmissionWriter
+from .vectors import LabelledVectors, balance, sample_features, sample_vectors
 
 __all__ = [
     "CONFUSION_FILE",
     "EVALUATORS",
     "CityscapesEvaluator",
     "ConfusionEvaluator",
+    "LabelledVectors",
     "MultiViewInference",
     "SubmissionWriter",
+    "balance",
     "build_evaluator",
     "build_inference_model",
     "count_confusion",
+    "sample_features",
+    "sample_vectors",
     "summarize_confusion",
 ]

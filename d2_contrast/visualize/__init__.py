@@ -3,18 +3,19 @@
 from .. import _detectron2  # noqa: F401 (a check, so it comes first)
 from . import _packages  # noqa: F401 (a check, so it comes first)
 from .confusion import draw_confusion
-from .curves import draw_curves, read_metrics
-from .embedding import draw_embeddings, sample_embeddings
+from .curves import draw_anchors, draw_curves, read_metrics
+from .embedding import draw_embeddings, draw_joint_embeddings
 from .predictions import Sample, draw_predictions
 from .report import write_report
 
 __all__ = [
     "Sample",
+    "draw_anchors",
     "draw_confusion",
     "draw_curves",
     "draw_embeddings",
+    "draw_joint_embeddings",
     "draw_predictions",
     "read_metrics",
-    "sample_embeddings",
     "write_report",
 ]

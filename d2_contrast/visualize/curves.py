@@ -7,12 +7,16 @@ from collections.abc import Mapping
 import numpy as np
 from detectron2.utils.file_io import PathManager
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from .style import FONT_SIZE, figure
+from .style import FONT_SIZE, LINE_COLORS, figure
 
 logger = logging.getLogger(__name__)
 
 Series = tuple[np.ndarray, np.ndarray]
+
+# Logged values that are averaged for a curve of anchors, which differ much from batch to batch.
+SMOOTHING = 9
 
 
 def read_metrics(path: str) -> dict[str, Series]:
@@ -75,15 +79,60 @@ def draw_curves(metrics: Mapping[str, Series]) -> Figure:
     return fig
 
 
+def draw_anchors(runs: Mapping[str, Mapping[str, Series]]) -> Figure:
+    """Draw how many anchors each scale had over the iterations, and how similar they were: a column for each run.
+
+    Lines are running means; dots are what was logged, each of one batch.
+
+    Args:
+        runs: at least one, by its title: metrics of :func:`read_metrics` with the keys "contrast/<scale>/<statistic>".
+    """
+    scales = list(dict.fromkeys(k.split("/")[1] for metrics in runs.values() for k in metrics if is_of_anchors(k)))
+    colors = dict(zip(scales, LINE_COLORS * -(-len(scales) // len(LINE_COLORS))))
+    fig = figure(7.5 * len(runs) + 1.5, 7.5)
+    axes = fig.subplots(2, len(runs), sharex="col", sharey="row", squeeze=False, height_ratios=[2, 3])
+    for column, (title, metrics) in zip(axes.T, runs.items()):
+        counts, cosines = column
+        for scale, color in colors.items():
+            _draw_smoothed(counts, metrics, f"contrast/{scale}/num_anchors", color, "-")
+            _draw_smoothed(cosines, metrics, f"contrast/{scale}/positive_similarity", color, "-")
+            _draw_smoothed(cosines, metrics, f"contrast/{scale}/negative_similarity", color, "--")
+        counts.set_title(f"Anchors of each scale, {title}", fontsize=FONT_SIZE + 2)
+        _prepare(counts, "anchors in a batch")
+        _prepare(cosines, "mean cosine of two anchors")
+        cosines.set_xlabel("iteration", fontsize=FONT_SIZE + 1)
+    axes[0, 0].set_yscale("symlog", linthresh=10, linscale=0.3)  # logarithmic, and 0 is on it
+    axes[0, 0].set_ylim(bottom=0)
+    legend = [Line2D([], [], color=color, label=scale) for scale, color in colors.items()]
+    legend += [Line2D([], [], color="0.4", label="same class")]
+    legend += [Line2D([], [], color="0.4", linestyle="--", label="different classes")]
+    fig.legend(handles=legend, loc="outside right center", fontsize=FONT_SIZE, frameon=False)
+    return fig
+
+
+def _draw_smoothed(ax, metrics: Mapping[str, Series], name: str, color: str, style: str) -> None:
+    iterations, values = metrics.get(name, (np.zeros(0), np.zeros(0)))
+    ax.plot(iterations, values, ".", color=color, markersize=3, alpha=0.3)
+    ax.plot(iterations, _running_mean(values, SMOOTHING), color=color, linestyle=style, linewidth=1.6)
+
+
+def is_of_anchors(key: str) -> bool:
+    """Whether a key of metrics.json is a statistic of the anchors of a scale."""
+    return key.startswith("contrast/")
+
+
+def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Mean of up to ``width`` neighbours around each value, of fewer at the ends."""
+    kernel = np.ones(min(width, len(values)))
+    if len(kernel) < 2:
+        return values
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
+
+
 def _draw(ax, series: Mapping[str, Series], ylabel: str, nothing: str, marker="", legend=True) -> None:
-    ax.set_ylabel(ylabel, fontsize=FONT_SIZE + 1)
-    ax.tick_params(labelsize=FONT_SIZE)
-    ax.grid(color="0.9")
-    ax.set_axisbelow(True)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
+    _prepare(ax, ylabel)
     if not series:
-        ax.text(0.5, 0.5, nothing, transform=ax.transAxes, ha="center", va="center", color="0.4")
+        _say(ax, nothing)
         return
     for i, (name, (iterations, values)) in enumerate(series.items()):
         # A series of one point has no line to be seen.
@@ -99,3 +148,16 @@ def _draw(ax, series: Mapping[str, Series], ylabel: str, nothing: str, marker=""
         )
     if legend:
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=FONT_SIZE - 1, frameon=False)
+
+
+def _prepare(ax, ylabel: str) -> None:
+    ax.set_ylabel(ylabel, fontsize=FONT_SIZE + 1)
+    ax.tick_params(labelsize=FONT_SIZE)
+    ax.grid(color="0.9")
+    ax.set_axisbelow(True)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+
+
+def _say(ax, text: str) -> None:
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="0.4")

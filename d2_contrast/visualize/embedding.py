@@ -1,127 +1,152 @@
-"""The embedding space of each scale, drawn with t-SNE (Fig. 4 of the paper)."""
+"""The space of feature maps, drawn with t-SNE (Fig. 4 of the paper)."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
-from torch import Tensor
-from torch.nn import functional as F
 
-from ..contrast.anchors import resize_labels
-from .style import FONT_SIZE, figure, legend_column_width
+from ..evaluation import LabelledVectors
+from .style import FONT_SIZE, MARKERS, figure, legend_column_width
 
-# Positions that one image may give to a class at a scale, so that a class is drawn from many images.
-PER_IMAGE = 16
 # Fewer points than this make no picture.
 MIN_POINTS = 10
 
-Points = tuple[np.ndarray, np.ndarray]
-
-
-def sample_embeddings(
-    maps: Iterable[tuple[Mapping[str, Tensor], Tensor]],
-    strides: Mapping[str, int],
-    max_points: int,
-    ignore_label: int = 255,
-    seed: int = 0,
-) -> dict[str, Points]:
-    """Draw labelled vectors from feature maps, about equally many of each class.
-
-    Args:
-        maps: for each image its feature maps {name: (1, D, h, w)}, of the image padded at its bottom
-            and right, and its label (H, W).
-        strides: pixels between neighbouring positions of each feature map.
-        max_points: largest number of vectors of each feature map.
-        ignore_label: label of pixels that give no vector.
-        seed: of the draw.
-
-    Returns:
-        {name: (vectors (P, D) float32, class ids (P,))}, P at most ``max_points``.
-    """
-    generator = np.random.default_rng(seed)
-    drawn: dict[str, list[Points]] = {name: [] for name in strides}
-    for features, label in maps:
-        for name, stride in strides.items():
-            feature = features[name].float().cpu()
-            height, width = feature.shape[2] * stride, feature.shape[3] * stride
-            missing = (0, max(width - label.shape[1], 0), 0, max(height - label.shape[0], 0))
-            padded = F.pad(label.cpu(), missing, value=ignore_label)
-            ids = resize_labels(feature, padded[None]).flatten().numpy()
-            keep = _per_class(ids, PER_IMAGE, ignore_label, generator)
-            drawn[name].append((feature[0].flatten(1).t()[keep].numpy(), ids[keep]))
-    result = {}
-    for name, parts in drawn.items():
-        vectors, ids = (np.concatenate(x) for x in zip(*parts))
-        keep = _per_class(ids, max_points // max(len(np.unique(ids)), 1), ignore_label, generator)
-        result[name] = vectors[keep], ids[keep]
-    return result
-
 
 def draw_embeddings(
-    embeddings: Mapping[str, Points],
-    titles: Mapping[str, str],
+    columns: Mapping[str, Mapping[str, LabelledVectors]],
     class_names: Sequence[str],
     class_colors: np.ndarray,
     title: str,
 ) -> Figure:
-    """Draw one t-SNE map for each set of vectors, coloured by class.
+    """Draw a t-SNE map for each set of vectors, coloured by class.
 
     Args:
-        embeddings: {name: (vectors (P, D), class ids (P,))}.
-        titles: of each panel, by name.
+        columns: by its title, a column of the figure: vectors by the title of their row. All columns have the same
+            rows. The panels of a single column are laid out side by side, two in a row.
         class_names: the K names; the legend holds those that occur.
         class_colors: (K, 3) uint8, RGB.
         title: of the figure.
     """
-    columns = 1 if len(embeddings) == 1 else 2
-    rows = -(-len(embeddings) // columns)
-    present = np.unique(np.concatenate([ids for _, ids in embeddings.values()]))
-    legend_cols = -(-len(present) // (20 * rows)) or 1
-    legend_width = legend_cols * legend_column_width(class_names[i] for i in present)
-    fig = figure(4.2 * columns + legend_width, 4.2 * rows + 0.4)
-    axes = fig.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for ax, (name, (vectors, ids)) in zip(axes.flat, embeddings.items()):
-        ax.set_axis_on()
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.set_title(f"{titles[name]}, {len(ids)} positions", fontsize=FONT_SIZE + 1)
-        if len(ids) < MIN_POINTS:
-            ax.text(0.5, 0.5, "too few labelled positions", transform=ax.transAxes, ha="center", va="center")
-            continue
-        # Shuffled, so that no class lies above all others.
-        order = np.random.default_rng(0).permutation(len(ids))
-        xy = project(vectors)[order]
-        ax.scatter(*xy.T, s=9, c=class_colors[ids[order]] / 255.0, linewidths=0.2, edgecolors="0.3")
-    handles = [
-        Line2D(
-            [], [], marker="o", linestyle="", markersize=5, markeredgecolor="0.3", markeredgewidth=0.3,
-            color=class_colors[i] / 255.0, label=class_names[i],
-        )
-        for i in present
-    ]  # fmt: skip
-    fig.legend(handles=handles, loc="outside right center", ncols=legend_cols, frameon=False, fontsize=FONT_SIZE)
+    rows = next(iter(columns.values()))
+    if len(columns) == 1:
+        cells = list(rows.items())
+        grid = [cells[i : i + 2] for i in range(0, len(cells), 2)]
+    else:
+        grid = [[(f"{name}\n{row}", maps[row]) for name, maps in columns.items()] for row in rows]
+    legend = _class_handles(
+        (points for maps in columns.values() for points in maps.values()), class_names, class_colors
+    )
+    legend_columns = -(-len(legend) // (20 * len(grid))) or 1
+    legend_width = legend_columns * legend_column_width(h.get_label() for h in legend)
+    fig = figure(3.8 * len(grid[0]) + legend_width, 4.0 * len(grid) + 0.4)
+    maps = []
+    for axes, line in zip(fig.subplots(len(grid), len(grid[0]), squeeze=False), grid):
+        for ax in axes[len(line) :]:
+            ax.set_axis_off()
+        maps += [_Map(ax, name, [("o", points)]) for ax, (name, points) in zip(axes, line)]
+    _draw_maps(maps, class_colors)
+    fig.legend(handles=legend, loc="outside right center", ncols=legend_columns, frameon=False, fontsize=FONT_SIZE)
+    fig.suptitle(title, fontsize=FONT_SIZE + 2)
+    return fig
+
+
+def draw_joint_embeddings(
+    panels: Mapping[str, Mapping[str, LabelledVectors]],
+    class_names: Sequence[str],
+    class_colors: np.ndarray,
+    title: str,
+) -> Figure:
+    """Draw all feature maps of a network in one t-SNE map, coloured by class and marked by scale.
+
+    Args:
+        panels: by its title, a panel of the figure: vectors of equal dimension by the name of their scale.
+        class_names, class_colors, title: see :func:`draw_embeddings`.
+    """
+    scales = list(dict.fromkeys(scale for maps in panels.values() for scale in maps))
+    markers = dict(zip(scales, MARKERS * -(-len(scales) // len(MARKERS))))
+    legend = [_handle(marker, "0.7", scale) for scale, marker in markers.items()]
+    legend += _class_handles((p for maps in panels.values() for p in maps.values()), class_names, class_colors)
+    legend_columns = -(-len(legend) // 24)
+    legend_width = legend_columns * legend_column_width(h.get_label() for h in legend)
+    fig = figure(5.2 * len(panels) + legend_width, 5.8)
+    axes = fig.subplots(1, len(panels), squeeze=False).flat
+    _draw_maps(
+        [
+            _Map(ax, name, [(markers[scale], points) for scale, points in maps.items()])
+            for ax, (name, maps) in zip(axes, panels.items())
+        ],
+        class_colors,
+    )
+    fig.legend(handles=legend, loc="outside right center", ncols=legend_columns, frameon=False, fontsize=FONT_SIZE)
     fig.suptitle(title, fontsize=FONT_SIZE + 2)
     return fig
 
 
 def project(vectors: np.ndarray) -> np.ndarray:
-    """Map vectors (P, D) to the plane by t-SNE, after PCA to at most 50 dimensions; (P, 2)."""
+    """Map unit vectors (P, D) to the plane by t-SNE, after PCA to at most 50 dimensions; (P, 2)."""
     if not np.ptp(vectors, axis=0).any():
         return np.zeros((len(vectors), 2))  # all equal: t-SNE has nothing to arrange
     reduced = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors)
-    tsne = TSNE(perplexity=min(30, (len(vectors) - 1) / 3), init="pca", random_state=0)
-    # Thousands of tiny parallel steps: on a busy machine several threads take ten times as long as one.
-    with threadpool_limits(1):
-        return tsne.fit_transform(reduced)
+    init = "pca" if reduced.shape[1] > 1 else "random"
+    return TSNE(perplexity=min(30, (len(vectors) - 1) / 3), init=init, random_state=0).fit_transform(reduced)
 
 
-def _per_class(ids: np.ndarray, count: int, ignore_label: int, generator: np.random.Generator) -> np.ndarray:
-    """Positions of at most ``count`` random members of each class."""
-    picks = [generator.permutation(np.flatnonzero(ids == i))[:count] for i in np.unique(ids) if i != ignore_label]
-    return np.concatenate(picks) if picks else np.zeros(0, dtype=np.int64)
+class _Map(NamedTuple):
+    """A panel that shows sets of vectors, each with its marker, in one t-SNE map."""
+
+    ax: Axes
+    title: str
+    sets: Sequence[tuple[str, LabelledVectors]]
+
+
+def _draw_maps(maps: Sequence[_Map], class_colors: np.ndarray) -> None:
+    large = [m for m in maps if sum(len(points) for _, points in m.sets) >= MIN_POINTS]
+    vectors = [normalize(np.concatenate([points.vectors for _, points in m.sets])) for m in large]
+    # A map takes thousands of tiny steps: several threads on one step wait for each other, so each map has its own.
+    # OpenMP keeps that limit by thread, BLAS for the whole process.
+    with (
+        threadpool_limits(1),
+        ThreadPoolExecutor(torch.get_num_threads(), initializer=threadpool_limits, initargs=(1, "openmp")) as pool,
+    ):
+        layouts = dict(zip((m.ax for m in large), pool.map(project, vectors)))
+    for ax, title, sets in maps:
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_title(f"{title}, {sum(len(points) for _, points in sets)} positions", fontsize=FONT_SIZE + 1)
+        if ax in layouts:
+            _scatter(ax, layouts[ax], sets, class_colors)
+        else:
+            ax.text(0.5, 0.5, "too few labelled positions", transform=ax.transAxes, ha="center", va="center")
+
+
+def _scatter(ax: Axes, xy: np.ndarray, sets: Sequence[tuple[str, LabelledVectors]], class_colors: np.ndarray) -> None:
+    ends = np.cumsum([len(points) for _, points in sets])
+    for (marker, points), own in zip(sets, np.split(xy, ends[:-1])):
+        # Shuffled, so that no class lies above all others.
+        order = np.random.default_rng(0).permutation(len(points))
+        colors = class_colors[points.classes[order]] / 255.0
+        ax.scatter(*own[order].T, s=12, marker=marker, c=colors, linewidths=0.25, edgecolors="0.3")
+
+
+def _class_handles(
+    sets: Iterable[LabelledVectors], class_names: Sequence[str], class_colors: np.ndarray
+) -> list[Line2D]:
+    """Legend entries of the classes that occur."""
+    present = np.unique(np.concatenate([points.classes for points in sets]))
+    return [_handle("o", class_colors[i] / 255.0, class_names[i]) for i in present]
+
+
+def _handle(marker: str, color, label: str) -> Line2D:
+    return Line2D(
+        [], [], marker=marker, linestyle="", markersize=5, color=color, markeredgecolor="0.3", markeredgewidth=0.3,
+        label=label,
+    )  # fmt: skip

@@ -9,6 +9,12 @@ FONT_SIZE = 9  # points
 DPI = 150
 # Longest side of a saved picture, pixels.
 MAX_PIXELS = 8000
+# Vivid colours, RGB, from which one is taken that stands out from those of the classes.
+SIGNALS = ((255, 0, 255), (255, 0, 0), (255, 0, 110), (255, 110, 0), (0, 170, 190))
+# Distinct for colour-blind eyes, too (Okabe & Ito), RGB from 0 to 1.
+LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+# As many markers as a network can have scales that are drawn together.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def figure(width: float, height: float) -> Figure:
@@ -36,3 +42,8 @@ def distinct_colors(count: int) -> np.ndarray:
     i = np.arange(count)
     hsv = np.stack([(i * 0.61803399) % 1, 0.55 + 0.4 * (i % 3) / 2, 0.95 - 0.35 * (i % 2)], axis=1)
     return (255 * hsv_to_rgb(hsv)).round().astype(np.uint8)
+
+
+def farthest_color(colors: np.ndarray) -> tuple[int, int, int]:
+    """The one of SIGNALS that differs most from the nearest of some colours (K, 3)."""
+    return max(SIGNALS, key=lambda signal: np.linalg.norm(np.asarray(colors, float) - signal, axis=1).min())

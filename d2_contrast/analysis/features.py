@@ -1,0 +1,241 @@
+"""The features of trained runs, measured and drawn side by side."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+
+from ..evaluation import LabelledVectors, balance, sample_features
+from ..evaluation.features import NEIGHBOURS, SHOTS, measure_map, measure_scales
+from ..modeling.features import contrasted_features
+from ..visualize import draw_embeddings, draw_joint_embeddings
+from ..visualize.report import class_colors, spread
+from ..visualize.style import save
+from .runs import TrainedRun
+from .tables import markdown_table, number, write_json
+
+logger = logging.getLogger(__name__)
+
+# Images that are measured, at most: evenly spread over the dataset.
+MAX_IMAGES = 200
+# Vectors of a scale where all scales are drawn in one map, at most.
+JOINT_POINTS = 200
+
+# Measures of a map, and of two maps together, with their names in tables.
+MAP_MEASURES = {
+    "neighbour_accuracy": f"accuracy of {NEIGHBOURS} nearest neighbours ↑",
+    "probe_accuracy": "accuracy of a linear probe ↑",
+    **{f"few_shot_accuracy_{n}": f"accuracy of a probe from {n} image{'s' * (n > 1)} ↑" for n in SHOTS},
+    "alignment": "alignment ↓",
+    "uniformity": "uniformity ↓",
+    "distance_ratio": "distance within / between classes ↓",
+}
+SCALE_MEASURES = {
+    "similarity_gap": "similarity of a class across scales ↑",
+    "neighbour_accuracy": f"accuracy of {NEIGHBOURS} nearest neighbours on the finer map ↑",
+}
+NOTES = """\
+↑: larger is better; ↓: smaller is better; -: not to be had from these images. Accuracies are shares of 1, the mean over
+classes; ± is the standard deviation over draws of the labelled images."""
+
+
+@dataclass(frozen=True)
+class FeatureAnalysis:
+    """Features of runs at the same positions of the same images.
+
+    Attributes:
+        dataset: name of the dataset.
+        strides: of the maps, by name.
+        raw: vectors of the maps themselves, by run and map.
+        projected: of the maps after their projectors, by run and map; of runs that have projectors.
+        measures: all figures, see :func:`measures_of`, by run.
+    """
+
+    dataset: str
+    strides: Mapping[str, int]
+    raw: Mapping[str, Mapping[str, LabelledVectors]]
+    projected: Mapping[str, Mapping[str, LabelledVectors]]
+    measures: Mapping[str, Mapping[str, Mapping]]
+
+
+def analyze_features(
+    runs: Sequence[TrainedRun], dataset: str, dataset_dicts: Sequence[dict], maps: Sequence[str] | None = None
+) -> FeatureAnalysis:
+    """Measure the features of runs.
+
+    Args:
+        runs: at least one.
+        dataset: a registered dataset.
+        dataset_dicts: its labelled images, at least one; of many, MAX_IMAGES are taken.
+        maps: names of feature maps; None for those that the runs contrast, or would contrast.
+
+    Raises:
+        ValueError: a network has no such map, maps of a name differ in stride, or hold values that are not finite.
+    """
+    strides = common_maps(runs, maps)
+    metadata = MetadataCatalog.get(dataset)
+    raw, projected, measures = {}, {}, {}
+    for run in runs:
+        logger.info("%s: reading features of %d images", run.name, min(MAX_IMAGES, len(dataset_dicts)))
+        try:
+            vectors = sample_features(
+                run.model, run.mapper_for(dataset), spread(dataset_dicts, MAX_IMAGES), metadata, list(strides)
+            )
+        except ValueError as error:
+            raise ValueError(f"{run.name}: {error}") from error
+        raw[run.name], projected[run.name] = vectors
+        for name in strides:
+            _check_same_positions(raw[runs[0].name][name], raw[run.name][name], name, runs[0], run)
+        logger.info("%s: measuring", run.name)
+        measures[run.name] = {stage: measures_of(maps) for stage, maps in zip(("raw", "projected"), vectors) if maps}
+    return FeatureAnalysis(dataset, strides, raw, {k: v for k, v in projected.items() if v}, measures)
+
+
+def measures_of(maps: Mapping[str, LabelledVectors]) -> dict[str, dict]:
+    """All measures of maps.
+
+    Returns:
+        "maps", :func:`measure_map` by name, and "scales", :func:`measure_scales` by the names of both maps ("p2 p3").
+    """
+    return {
+        "maps": {name: measure_map(points) for name, points in maps.items()},
+        "scales": {" ".join(pair): values for pair, values in measure_scales(maps).items()},
+    }
+
+
+def common_maps(runs: Sequence[TrainedRun], maps: Sequence[str] | None = None) -> dict[str, int]:
+    """The feature maps on which runs are set side by side, with their strides.
+
+    Args:
+        runs: at least one.
+        maps: names; None for all that a run with contrastive losses contrasts, if there is such a run, or else those
+            that the runs would contrast; of them those that every network has.
+
+    Raises:
+        ValueError: a network has no such map, or maps of a name differ in stride.
+    """
+    shapes = {run.name: run.model.backbone.output_shape() for run in runs}
+    if maps is None:
+        telling = [run for run in runs if run.cfg.MODEL.CONTRAST.ENABLED] or runs
+        wanted = dict.fromkeys(name for run in telling for name in contrasted_features(run.cfg, shapes[run.name]))
+        maps = [name for name in wanted if all(name in shapes[run.name] for run in runs)]
+        if not maps:
+            listed = "; ".join(f"{name}: {', '.join(shape)}" for name, shape in shapes.items())
+            raise ValueError(f"these networks have no feature map in common that is contrasted ({listed})")
+    first = runs[0]
+    for run in runs:
+        for name in maps:
+            if name not in shapes[run.name]:
+                raise ValueError(f"{run.name} has no feature map {name!r}: it has {', '.join(shapes[run.name])}")
+            if shapes[run.name][name].stride != shapes[first.name][name].stride:
+                raise ValueError(
+                    f"feature map {name} has stride {shapes[first.name][name].stride} in {first.name} and "
+                    f"{shapes[run.name][name].stride} in {run.name}: choose maps of equal strides with --maps"
+                )
+    return {name: shapes[first.name][name].stride for name in maps}
+
+
+def features_markdown(analysis: FeatureAnalysis) -> str:
+    """Tables of all measures, with a line on what was measured."""
+    labels = dict(zip(analysis.strides, _map_titles(analysis)))
+    rows = []
+    for key, label in MAP_MEASURES.items():
+        for who, measures in _by_run_and_stage(analysis):
+            values = measures["maps"]
+            rows.append([label, who, *(_cell(values.get(name, {}), key) for name in labels)])
+            label = ""
+    sampled = next(iter(analysis.measures.values()))["raw"]["maps"]
+    positions = ", ".join(f"{values['positions']} of {name}" for name, values in sampled.items())
+    classes = max(values["classes"] for values in sampled.values())
+    text = [
+        f"Measured on {analysis.dataset} at the same positions for all runs: {positions}. With {classes} classes, "
+        f"guessing has an accuracy of {number(1 / classes if classes else np.nan)}.",
+        markdown_table(rows, ["measure", "run", *labels.values()], texts=2),
+    ]
+    pairs = list(dict.fromkeys(pair for _, measures in _by_run_and_stage(analysis) for pair in measures["scales"]))
+    if pairs:
+        rows = []
+        for key, label in SCALE_MEASURES.items():
+            for who, measures in _by_run_and_stage(analysis):
+                rows.append([label, who, *(_cell(measures["scales"].get(pair, {}), key) for pair in pairs)])
+                label = ""
+        text += ["Two scales together:"]
+        text += [markdown_table(rows, ["measure", "run", *(pair.replace(" ", ", ") for pair in pairs)], texts=2)]
+    return "\n\n".join([*text, NOTES]) + "\n"
+
+
+def draw_features(analysis: FeatureAnalysis, points: int, output: Path) -> list[Path]:
+    """Draw t-SNE maps, ``tsne.png`` with a column for each run, and ``joint.png`` with all scales of a run in one map.
+
+    Args:
+        analysis: what to draw.
+        points: largest number of vectors in a map of ``tsne.png``; 0 for no pictures.
+        output: folder for the pictures.
+    """
+    if not points:
+        return []
+    metadata = MetadataCatalog.get(analysis.dataset)
+    names, colors = metadata.stuff_classes, class_colors(metadata)
+    logger.info("Drawing t-SNE maps")
+    titles = dict(zip(analysis.strides, _map_titles(analysis)))
+    columns = {
+        run: {titles[name]: balance(vectors, points) for name, vectors in maps.items()}
+        for run, maps in analysis.raw.items()
+    }
+    title = f"Feature maps on {analysis.dataset} by t-SNE, before any projector: same positions, coloured by class"
+    files = [save(draw_embeddings(columns, names, colors, title), str(output / "tsne.png"))]
+
+    panels = {f"{run}, before any projector": maps for run, maps in analysis.raw.items()}
+    panels |= {f"{run}, after the projectors": maps for run, maps in analysis.projected.items()}
+    panels = {
+        name: {titles[scale]: balance(vectors, JOINT_POINTS) for scale, vectors in maps.items()}
+        for name, maps in panels.items()
+        if len(maps) > 1 and len({vectors.vectors.shape[1] for vectors in maps.values()}) == 1
+    }
+    if panels:
+        title = f"All scales in one map, on {analysis.dataset} by t-SNE"
+        files.append(save(draw_joint_embeddings(panels, names, colors, title), str(output / "joint.png")))
+    return [Path(file) for file in files]
+
+
+def write_features(analysis: FeatureAnalysis, output: Path) -> list[Path]:
+    """Write ``features.md`` and ``features.json``."""
+    markdown, data = output / "features.md", output / "features.json"
+    markdown.write_text(f"# Features\n\n{features_markdown(analysis)}")
+    write_json(data, features_json(analysis))
+    return [markdown, data]
+
+
+def features_json(analysis: FeatureAnalysis) -> dict:
+    """All figures of an analysis, for a JSON file."""
+    return {"dataset": analysis.dataset, "strides": dict(analysis.strides), "runs": dict(analysis.measures)}
+
+
+def _by_run_and_stage(analysis: FeatureAnalysis) -> list[tuple[str, Mapping]]:
+    """Who is measured, in words, and its measures."""
+    suffix = {"raw": "", "projected": ", projected"}
+    return [(run + suffix[stage], m) for run, stages in analysis.measures.items() for stage, m in stages.items()]
+
+
+def _map_titles(analysis: FeatureAnalysis) -> list[str]:
+    return [f"{name} (stride {stride})" for name, stride in analysis.strides.items()]
+
+
+def _cell(values: Mapping[str, float], key: str) -> str:
+    text = number(values.get(key, np.nan))
+    deviation = values.get(f"{key}_std", np.nan)
+    return text if np.isnan(deviation) else f"{text} ± {number(deviation)}"
+
+
+def _check_same_positions(
+    expected: LabelledVectors, found: LabelledVectors, name: str, first: TrainedRun, run: TrainedRun
+) -> None:
+    for key in ("classes", "images"):
+        if not np.array_equal(getattr(expected, key), getattr(found, key)):
+            raise ValueError(
+                f"feature map {name} of {first.name} and {run.name} cannot be compared at the same positions: their "
+                "networks map images to grids of different sizes"
+            )

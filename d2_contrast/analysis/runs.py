@@ -1,0 +1,168 @@
+"""Runs that train_net.py has left in folders."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from torch import nn
+
+import d2_contrast.modeling  # noqa: F401, registers the networks
+
+from ..config import load_config
+from ..data import SemSegMapper, register_folders
+from ..engine.averaging import build_average
+from ..engine.checkpoint import build_checkpointer
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run with its network.
+
+    Attributes:
+        name: of its folder, with as many parent folders as tell it from others that were loaded with it.
+        folder: what train_net.py had as OUTPUT_DIR.
+        cfg: its config.
+        weights: the checkpoint that was loaded.
+        model: its ContrastiveSegmentor in evaluation mode.
+    """
+
+    name: str
+    folder: Path
+    cfg: CfgNode
+    weights: Path
+    model: nn.Module
+
+    def cfg_for(self, dataset: str) -> CfgNode:
+        """The config of the run, with this dataset to test on."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATASETS.TEST = (dataset,)
+        return cfg
+
+    def mapper_for(self, dataset: str) -> SemSegMapper:
+        """What makes the network's inputs from images of a dataset."""
+        return SemSegMapper(self.cfg_for(dataset), is_train=False)
+
+
+def load_runs(folders: Sequence[str]) -> list[TrainedRun]:
+    """Load runs from their folders, the last checkpoint of each, and register the datasets that their configs describe.
+
+    With SOLVER.EMA.ENABLED a network gets the moving average of its weights, as in evaluation.
+
+    Raises:
+        FileNotFoundError: a folder holds no run, or no checkpoint.
+        KeyError, ValueError: a config or checkpoint does not fit this version, two runs describe one dataset in
+            different ways, or a folder is named twice.
+    """
+    paths = [Path(folder).expanduser() for folder in folders]
+    return [_load(path, name) for path, name in zip(paths, _names(paths))]
+
+
+def common_dataset(runs: Sequence[TrainedRun], name: str | None = None) -> tuple[str, list[dict]]:
+    """A dataset on which runs can be set side by side, and its labelled images.
+
+    Args:
+        runs: at least one.
+        name: a registered dataset; None for the first of DATASETS.TEST, which must be the same for all.
+
+    Raises:
+        ValueError: there is no such dataset, it has no labelled images, or networks see its images in different sizes.
+        OSError: its files are missing.
+    """
+    first = runs[0]
+    if name is None:
+        for run in runs:
+            if run.cfg.DATASETS.TEST[:1] != first.cfg.DATASETS.TEST[:1]:
+                raise ValueError(
+                    f"{first.name} was tested on {_first_test(first)} and {run.name} on {_first_test(run)}: name the "
+                    "dataset to measure both on with --dataset"
+                )
+        if not first.cfg.DATASETS.TEST:
+            raise ValueError(f"{first.name} has no dataset in DATASETS.TEST: name one with --dataset")
+        name = first.cfg.DATASETS.TEST[0]
+    for run in runs:
+        if _test_size(run.cfg) != _test_size(first.cfg):
+            raise ValueError(
+                f"{first.name} and {run.name} see images in different sizes: INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST are "
+                f"{_test_size(first.cfg)} and {_test_size(run.cfg)}"
+            )
+    if name not in DatasetCatalog:
+        similar = difflib.get_close_matches(name, DatasetCatalog.list())
+        hint = f"; similar names: {', '.join(similar)}" if similar else ""
+        raise ValueError(f"dataset {name!r} is not registered{hint}")
+    labelled = [x for x in DatasetCatalog.get(name) if "sem_seg_file_name" in x]
+    if not labelled or not MetadataCatalog.get(name).get("stuff_classes"):
+        raise ValueError(f"dataset {name!r} has no images with labels of classes to segment: choose one that has")
+    return name, labelled
+
+
+def _load(folder: Path, name: str) -> TrainedRun:
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise FileNotFoundError(f"{folder} holds no config.yaml: expected a folder that train_net.py had as OUTPUT_DIR")
+    cfg = load_config(str(config))
+    cfg.OUTPUT_DIR = str(folder)
+    # The checkpoint holds all weights.
+    cfg.MODEL.BACKBONE.PRETRAINED = False
+    cfg.MODEL.WEIGHTS = ""
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    try:
+        register_folders(cfg.DATASETS.FOLDERS)
+    except ValueError as error:
+        raise ValueError(f"{config}: {error}") from error
+
+    model = build_model(cfg).eval()
+    average = build_average(cfg, model)
+    checkpointer = build_checkpointer(cfg, model, average)
+    weights = _last_checkpoint(folder)
+    checkpointer.load(str(weights))
+    if checkpointer.missing:
+        raise ValueError(
+            f"{weights} holds no weights for {len(checkpointer.missing)} tensors of the network that {config} "
+            f"describes ({checkpointer.missing[0]}, ...): they belong to different runs"
+        )
+    if average is not None and average.n_averaged:
+        model.load_state_dict(average.module.state_dict())
+    return TrainedRun(name, folder, cfg, weights, model)
+
+
+def _last_checkpoint(folder: Path) -> Path:
+    tag = folder / "last_checkpoint"
+    candidates = [folder / tag.read_text().strip()] if tag.is_file() else []
+    candidates.append(folder / "model_final.pth")
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"{folder} holds no weights: expected {' or '.join(path.name for path in candidates)}, which train_net.py "
+        "writes at the end of a run"
+    )
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The ends of paths, as short as they tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    for i, path in enumerate(paths):
+        if parts[i] in parts[:i]:
+            raise ValueError(f"{path} is named twice: expected folders of different runs")
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _first_test(run: TrainedRun) -> str:
+    return run.cfg.DATASETS.TEST[0] if run.cfg.DATASETS.TEST else "none"
+
+
+def _test_size(cfg: CfgNode) -> tuple[int, ...]:
+    """Shorter side and bound on the longer one, pixels; (0,) for the size on disk."""
+    return (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) if cfg.INPUT.MIN_SIZE_TEST else (0,)

@@ -1,0 +1,34 @@
+"""Markdown tables and JSON files."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+
+def markdown_table(rows: Sequence[Sequence[str]], headers: Sequence[str], texts: int) -> str:
+    """A Markdown table that can be read as it is; the first ``texts`` columns are text, the others numbers."""
+    align = ["left"] * texts + ["right"] * (len(headers) - texts)
+    rows, headers = ([[cell.replace("|", "\\|") for cell in row] for row in part] for part in (rows, [headers]))
+    return tabulate(rows, headers[0], tablefmt="pipe", colalign=align, disable_numparse=True)
+
+
+def number(value: float, digits: int = 2, sign: bool = False) -> str:
+    """A number for a table; "-" for NaN."""
+    # Adding 0 turns -0 into 0.
+    return "-" if math.isnan(value) else f"{round(value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"
+
+
+def write_json(path: Path, data: Mapping) -> None:
+    """Write strict JSON, with null for NaN."""
+    path.write_text(json.dumps(_without_nan(data), indent=1, allow_nan=False) + "\n")
+
+
+def _without_nan(data):
+    if isinstance(data, Mapping):
+        return {key: _without_nan(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_without_nan(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
