@@ -1,5 +1,23 @@
 import os
+import shutil
+from pathlib import Path
+
+import pytest
 
 # Before torch is imported, here and in processes that tests start: tensors are small, and threads that wait for each
 # other on a busy machine can take longer than all the work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def trained_twins(tmp_path_factory):
+    """Folders of two runs, without and with the losses; to be left as they are."""
+    from tiny_runs import train_twins
+
+    return train_twins(tmp_path_factory.mktemp("twins"))
+
+
+@pytest.fixture
+def twins(trained_twins, tmp_path):
+    """Copies of them that a test can change."""
+    return [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in trained_twins]

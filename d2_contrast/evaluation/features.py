@@ -98,7 +98,7 @@ def neighbour_accuracy(
     findable = (elsewhere & (queries.classes[:, None] == references.classes[None])).any(1)
     if len(ids) < 2 or not findable.any():
         return np.nan
-    similarity = normalize(queries.vectors) @ normalize(references.vectors).T
+    similarity = queries.units @ references.units.T
     similarity = np.where(elsewhere, similarity, -np.inf)[findable]
     count = min(neighbours, len(references))
     nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
@@ -151,7 +151,7 @@ def alignment(points: LabelledVectors) -> float:
     Wang & Isola, ICML 2020, with the pairs of a class as positives. For n unit vectors with the sum s the mean over
     pairs of |x - y|^2 = 2 - 2 x·y is 2 - 2 (|s|^2 - n) / (n (n - 1)).
     """
-    units = normalize(points.vectors.astype(np.float64))
+    units = points.units
     values = []
     for of_class in _by_class(points):
         count = of_class.sum()
@@ -168,7 +168,7 @@ def uniformity(points: LabelledVectors) -> float:
     """
     if len(points) < 2:
         return np.nan
-    squared = pdist(normalize(points.vectors.astype(np.float64)), "sqeuclidean")
+    squared = pdist(points.units, "sqeuclidean")
     return float(np.log(np.exp(-2 * squared).mean()))
 
 
@@ -179,12 +179,12 @@ def class_distances(points: LabelledVectors) -> tuple[float, float]:
         The mean distance of a vector from the mean of its class, in the mean over classes; and the mean distance of the
         means of two classes.
     """
-    units = normalize(points.vectors.astype(np.float64))
-    groups = [units[of_class] for of_class in _by_class(points)]
-    if not groups:
+    if not len(points):
         return np.nan, np.nan
-    means = np.stack([group.mean(0) for group in groups])
-    within = np.mean([np.linalg.norm(group - mean, axis=1).mean() for group, mean in zip(groups, means)])
+    classes, members = np.unique(points.classes, return_inverse=True)
+    means = _class_means(points, classes)
+    distances = np.linalg.norm(points.units - means[members], axis=1)
+    within = np.mean([distances[of_class].mean() for of_class in _by_class(points)])
     return float(within), float(pdist(means).mean()) if len(means) > 1 else np.nan
 
 
@@ -197,11 +197,7 @@ def similarity_gap(a: LabelledVectors, b: LabelledVectors) -> float:
     common = np.intersect1d(a.classes, b.classes)
     if len(common) < 2:
         return np.nan
-    means = [
-        normalize(np.stack([normalize(x.vectors[x.classes == c].astype(np.float64)).mean(0) for c in common]))
-        for x in (a, b)
-    ]
-    cosines = means[0] @ means[1].T
+    cosines = normalize(_class_means(a, common)) @ normalize(_class_means(b, common)).T
     same = np.eye(len(common), dtype=bool)
     return float(cosines[same].mean() - cosines[~same].mean())
 
@@ -229,6 +225,12 @@ def _fit_and_score(train: LabelledVectors, test: LabelledVectors) -> float:
 def _balanced_accuracy(predicted: np.ndarray, classes: np.ndarray) -> float:
     """Mean over the classes that occur of the share of their vectors that is right."""
     return float(np.mean([(predicted[classes == c] == c).mean() for c in np.unique(classes)]))
+
+
+def _class_means(points: LabelledVectors, classes: np.ndarray) -> np.ndarray:
+    """Means of the unit vectors of some classes, each of which occurs."""
+    units = points.units
+    return np.stack([units[points.classes == c].mean(0) for c in classes])
 
 
 def _by_class(points: LabelledVectors) -> list[np.ndarray]:

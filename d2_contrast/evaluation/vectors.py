@@ -35,6 +35,12 @@ class LabelledVectors:
         if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1] or shapes[2] != shapes[0][:1]:
             raise ValueError(f"expected vectors (P, D), classes (P,) and images (P,), got {shapes}")
 
+    @property
+    def units(self) -> np.ndarray:
+        """The vectors scaled to unit length, (P, D) float64; a vector of zeros stays one."""
+        vectors = self.vectors.astype(np.float64)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+
     def __len__(self) -> int:
         return len(self.classes)
 

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
-from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 
 from ..evaluation import LabelledVectors
@@ -110,7 +109,7 @@ class _Map(NamedTuple):
 
 def _draw_maps(maps: Sequence[_Map], class_colors: np.ndarray) -> None:
     large = [m for m in maps if sum(len(points) for _, points in m.sets) >= MIN_POINTS]
-    vectors = [normalize(np.concatenate([points.vectors for _, points in m.sets])) for m in large]
+    vectors = [np.concatenate([points.units for _, points in m.sets]) for m in large]
     # A map takes thousands of tiny steps: several threads on one step wait for each other, so each map has its own.
     # OpenMP keeps that limit by thread, BLAS for the whole process.
     with (

@@ -5,19 +5,20 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from d2_contrast.evaluation import LabelledVectors
 from d2_contrast.visualize import (
     Sample,
+    draw_anchors,
     draw_confusion,
     draw_curves,
     draw_embeddings,
+    draw_joint_embeddings,
     draw_predictions,
     read_metrics,
-    sample_embeddings,
 )
-from d2_contrast.visualize.style import distinct_colors
+from d2_contrast.visualize.style import SIGNALS, distinct_colors, farthest_color
 
 NAMES = [f"class {i}" for i in range(12)]
 COLORS = distinct_colors(12)
@@ -39,13 +40,13 @@ def check_no_overlap(fig):
         assert min(overlap) < 1, (a, b)
 
 
-def sample(size=(40, 60), label=True, seed=0):
+def sample(size=(40, 60), label=True, seed=0, networks=("",)):
     rng = np.random.default_rng(seed)
     truth = rng.choice([2, 5, 255], size)
     return Sample(
         name=f"image {seed}",
         image=rng.integers(0, 255, (*size, 3)).astype(np.uint8),
-        prediction=np.where(rng.random(size) < 0.5, 2, 7),
+        predictions={name: np.where(rng.random(size) < 0.5, 2, 7) for name in networks},
         label=truth if label else None,
     )
 
@@ -63,11 +64,11 @@ class TestPredictions:
         check_no_overlap(fig)
 
     def test_the_error_map_by_hand(self):
-        s = Sample("", np.zeros((1, 4, 3), np.uint8), np.array([[0, 1, 2, 0]]), np.array([[0, 2, 2, 255]]))
+        s = Sample("", np.zeros((1, 4, 3), np.uint8), {"": np.array([[0, 1, 2, 0]])}, np.array([[0, 2, 2, 255]]))
         fig = draw_predictions([s], NAMES, COLORS)
         error = fig.axes[3].images[0].get_array()
-        red = [214, 39, 40]
-        assert error.tolist() == [[[232] * 3, red, [232] * 3, [0] * 3]]
+        wrong = list(farthest_color(COLORS))
+        assert error.tolist() == [[[232] * 3, wrong, [232] * 3, [0] * 3]]
         assert "66.7 % correct" in fig.axes[3].get_title()
         assert fig.axes[1].images[0].get_array()[0, 1].tolist() == COLORS[2].tolist()
 
@@ -77,20 +78,38 @@ class TestPredictions:
 
     def test_ids_above_255_and_an_ignored_class(self):
         names = [f"class {i}" for i in range(400)]
-        s = Sample("", np.zeros((1, 3, 3), np.uint8), np.array([[399, 0, 2]]), np.array([[399, 65535, 255]]))
+        s = Sample("", np.zeros((1, 3, 3), np.uint8), {"": np.array([[399, 0, 2]])}, np.array([[399, 65535, 255]]))
         fig = draw_predictions([s], names, distinct_colors(400), ignore_label=65535)
         label = fig.axes[1].images[0].get_array()[0].tolist()
         assert label == [distinct_colors(400)[399].tolist(), [0, 0, 0], distinct_colors(400)[255].tolist()]
         assert "50.0 % correct" in fig.axes[3].get_title()
 
-        s = Sample("", np.zeros((1, 2, 3), np.uint8), np.array([[0, 1]]), np.array([[0, 1]]))
+        s = Sample("", np.zeros((1, 2, 3), np.uint8), {"": np.array([[0, 1]])}, np.array([[0, 1]]))
         fig = draw_predictions([s], NAMES, COLORS, ignore_label=0)
         assert fig.axes[1].images[0].get_array()[0].tolist() == [[0, 0, 0], COLORS[1].tolist()]
+
+    def test_two_networks(self):
+        samples = [sample(seed=seed, networks=("one", "other")) for seed in range(2)]
+        fig = draw_predictions(samples, NAMES, COLORS)
+        assert [ax.get_title().split("\n")[0] for ax in fig.axes[:6]] == [
+            "image", "label", "prediction of one", "prediction of other", "errors of one", "errors of other",
+        ]  # fmt: skip
+        for panel, prediction in zip(fig.axes[2:4], samples[0].predictions.values()):
+            np.testing.assert_array_equal(panel.images[0].get_array(), COLORS[prediction])
+        notes = [ax.get_title().split("\n")[1] for ax in fig.axes[4:6]]
+        assert all(note.endswith("% correct") for note in notes) and notes[0] != notes[1]
+        check_no_overlap(fig)
+
+    def test_errors_have_no_class_color(self):
+        for taken in range(len(SIGNALS)):
+            others = [signal for i, signal in enumerate(SIGNALS) if i != taken]
+            assert farthest_color(np.array(others)) == SIGNALS[taken]
 
     def test_wide_images_and_many_classes(self):
         names = [f"a long class name {i}" for i in range(150)]
         rng = np.random.default_rng(0)
-        s = Sample("x", np.zeros((64, 128, 3), np.uint8), rng.integers(0, 150, (64, 128)), np.zeros((64, 128), int))
+        prediction = rng.integers(0, 150, (64, 128))
+        s = Sample("x", np.zeros((64, 128, 3), np.uint8), {"": prediction}, np.zeros((64, 128), int))
         fig = draw_predictions([s], names, distinct_colors(150))
         assert len(legend_texts(fig.legends[0])) == 153
         check_no_overlap(fig)
@@ -160,45 +179,80 @@ class TestCurves:
         ]
 
 
+class TestAnchors:
+    def test_curves_by_scale(self):
+        iterations = np.arange(0, 200, 20)
+        keys = ("num_anchors", "positive_similarity", "negative_similarity")
+        one = {f"contrast/{scale}/{key}": (iterations, np.linspace(0, 1, 10)) for scale in ("p2", "p5") for key in keys}
+        other = {f"contrast/res3/{keys[0]}": (iterations, np.full(10, 7.0)), "total_loss": (iterations, iterations)}
+        fig = draw_anchors({"one": one, "other": other})
+        assert legend_texts(fig.legends[0]) == ["p2", "p5", "res3", "same class", "different classes"]
+        assert [ax.get_title() for ax in fig.axes[:2]] == ["Anchors of each scale, one", "Anchors of each scale, other"]
+        dots = [line.get_ydata() for line in fig.axes[1].lines if len(line.get_ydata())]
+        assert [d.tolist() for d in dots] == [[7.0] * 10] * 2  # as logged, and the running mean
+        check_no_overlap(fig)
+
+    def test_the_line_is_a_running_mean(self):
+        values = np.arange(20.0) ** 2
+        fig = draw_anchors({"run": {"contrast/p2/num_anchors": (np.arange(20), values)}})
+        line = fig.axes[0].lines[1].get_ydata()
+        assert line[10] == pytest.approx(values[6:15].mean()) and line[0] == pytest.approx(values[:5].mean())
+
+
 class TestEmbeddings:
-    def test_draws_equally_many_of_each_class(self):
-        rng = np.random.default_rng(0)
-        label = torch.from_numpy(rng.choice([0, 1, 2, 255], (64, 64), p=[0.8, 0.1, 0.05, 0.05]))
-        maps = [({"a": torch.randn(1, 5, 16, 16), "b": torch.randn(1, 5, 2, 2)}, label)] * 30
-        points = sample_embeddings(maps, {"a": 4, "b": 32}, max_points=90)
-        vectors, ids = points["a"]
-        assert vectors.shape == (90, 5) and np.bincount(ids).tolist() == [30, 30, 30]
-        assert 0 < len(points["b"][1]) <= 90
+    ids = np.repeat([1, 4], 30)
 
-    def test_vectors_keep_their_class(self):
-        # The feature is the label itself, on an image that was padded from 24 x 40 to 32 x 64.
-        label = torch.randint(0, 4, (6, 10), generator=torch.Generator().manual_seed(0))
-        feature = torch.full((1, 1, 8, 16), -1.0)
-        feature[0, 0, :6, :10] = label
-        image_label = label.repeat_interleave(4, 0).repeat_interleave(4, 1)
-        vectors, ids = sample_embeddings([({"a": feature}, image_label)], {"a": 4}, 100)["a"]
-        assert len(ids) > 10 and (vectors[:, 0] == ids).all()
+    def clusters(self, seed=0):
+        rng = np.random.default_rng(seed)
+        vectors = rng.normal(size=(60, 8)) + np.where(self.ids == 4, 8, -8)[:, None]
+        return LabelledVectors(vectors, self.ids, np.arange(60))
 
-    def test_same_seed_same_points(self):
-        label = torch.randint(0, 4, (64, 64))
-        maps = [({"a": torch.randn(1, 5, 16, 16)}, label)]
-        one, two = (sample_embeddings(maps, {"a": 4}, 20)["a"][0] for _ in range(2))
-        np.testing.assert_array_equal(one, two)
+    def check_separation(self, xy, color):
+        """Clusters far apart in space are apart on the map, too: each point's neighbour has its class."""
+        distance = np.linalg.norm(xy[:, None] - xy[None], axis=-1) + 1e9 * np.eye(len(xy))
+        assert (color == color[distance.argmin(1)]).all()
 
     def test_panels_legend_and_separation(self):
-        rng = np.random.default_rng(0)
-        ids = np.repeat([1, 4], 30)
-        vectors = (rng.normal(size=(60, 8)) + 8 * (ids == 4)[:, None]).astype(np.float32)
-        points = {"a": (vectors, ids), "b": (vectors[:4], ids[:4]), "c": (vectors * 0, ids)}
-        fig = draw_embeddings(points, {n: f"scale {n}" for n in "abc"}, NAMES, COLORS, "title")
+        points = self.clusters()
+        constant = LabelledVectors(points.vectors * 0, points.classes, points.images)
+        maps = {"scale a": points, "scale b": points[:4], "scale c": constant}
+        fig = draw_embeddings({"": maps}, NAMES, COLORS, "title")
         a, b, c, empty = fig.axes
         assert [ax.get_title() for ax in (a, b)] == ["scale a, 60 positions", "scale b, 4 positions"]
         assert legend_texts(fig.legends[0]) == ["class 1", "class 4"]
         assert b.texts[0].get_text() == "too few labelled positions"
         assert len(c.collections) == 1 and not empty.axison
-        # Two clusters far apart in space are apart on the map, too: each point's neighbour has its class.
-        xy = a.collections[0].get_offsets().data
-        color = a.collections[0].get_facecolors()
-        distance = np.linalg.norm(xy[:, None] - xy[None], axis=-1) + 1e9 * np.eye(60)
-        assert (color == color[distance.argmin(1)]).all()
+        self.check_separation(a.collections[0].get_offsets().data, a.collections[0].get_facecolors())
+        check_no_overlap(fig)
+
+    def test_a_column_for_each_network(self):
+        runs = {name: {"p2": self.clusters(seed), "p3": self.clusters(seed)} for seed, name in enumerate("xyz")}
+        fig = draw_embeddings(runs, NAMES, COLORS, "title")
+        assert [ax.get_title() for ax in fig.axes] == [
+            f"{name}\n{row}, 60 positions" for row in ("p2", "p3") for name in "xyz"
+        ]
+        # Both maps of a network are equal here, and so are their pictures; those of another network are not.
+        x, y, _, x_again, *_ = [ax.collections[0].get_offsets().data for ax in fig.axes]
+        np.testing.assert_array_equal(x, x_again)
+        assert not np.allclose(x, y)
+        check_no_overlap(fig)
+
+    def test_all_scales_in_one_map(self):
+        points = self.clusters()
+        fig = draw_joint_embeddings({"run": {"fine": points, "coarse": points[::3]}}, NAMES, COLORS, "title")
+        (ax,) = fig.axes
+        fine, coarse = ax.collections
+        assert len(fine.get_offsets()) == 60 and len(coarse.get_offsets()) == 20
+        assert legend_texts(fig.legends[0]) == ["fine", "coarse", "class 1", "class 4"]
+        markers = [handle.get_marker() for handle in fig.legends[0].legend_handles]
+        assert markers[0] != markers[1] and markers[2] == markers[3] == "o"
+        assert ax.get_title() == "run, 80 positions"
+        # A vector that is on both scales is at one place.
+        xy, color = (
+            np.concatenate([part.get_offsets().data for part in (fine, coarse)]),
+            np.concatenate([part.get_facecolors() for part in (fine, coarse)]),
+        )
+        self.check_separation(xy, color)
+        distance = np.linalg.norm(coarse.get_offsets().data[:, None] - fine.get_offsets().data[None], axis=-1)
+        assert distance.min(1).max() < 0.1 * np.ptp(xy, axis=0).max()
         check_no_overlap(fig)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from d2_contrast.visualize import write_report
+from d2_contrast.visualize import report, write_report
 
 CONFUSION = np.array([[5, 1, 0], [0, 9, 2], [0, 0, 7]])
 
@@ -62,3 +63,18 @@ def test_a_resized_image_is_labelled_where_it_should_be(make_model, picture_data
     cfg = picture_dataset()
     cfg.INPUT.MIN_SIZE_TEST = 64
     check(write_report(cfg, make_model(True)), ["predictions.png", "tsne.png"])
+
+
+def test_a_network_and_its_twin_show_the_same_maps(make_model, picture_dataset, monkeypatch):
+    """Not embeddings on one side and features on the other: equal backbones give equal pictures."""
+    drawn = []
+    monkeypatch.setattr(report, "draw_embeddings", lambda columns, *rest: drawn.append(columns) or Figure())
+    for contrast in (True, False):
+        cfg = picture_dataset()
+        cfg.VISUALIZE.NUM_IMAGES = 0
+        cfg.MODEL.CONTRAST.ENABLED = contrast
+        write_report(cfg, make_model(contrast))
+    with_losses, without = (maps for ((_, maps),) in (columns.items() for columns in drawn))
+    assert list(with_losses) == list(without) == ["fine (stride 4)", "coarse (stride 8)"]
+    for name in with_losses:
+        np.testing.assert_array_equal(with_losses[name].vectors, without[name].vectors)
