@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 # Images that are measured, at most: evenly spread over the dataset.
 MAX_IMAGES = 200
-# Vectors of a scale where all scales are drawn in one map, at most.
-JOINT_POINTS = 200
 
 # Measures of a map, and of two maps together, with their names in tables.
 MAP_MEASURES = {
@@ -172,7 +170,8 @@ def draw_features(analysis: FeatureAnalysis, points: int, output: Path) -> list[
 
     Args:
         analysis: what to draw.
-        points: largest number of vectors in a map of ``tsne.png``; 0 for no pictures.
+        points: largest number of vectors in a map of ``tsne.png``, and, about, of all scales in one of ``joint.png``;
+            0 for no pictures.
         output: folder for the pictures.
     """
     if not points:
@@ -191,7 +190,7 @@ def draw_features(analysis: FeatureAnalysis, points: int, output: Path) -> list[
     panels = {f"{run}, before any projector": maps for run, maps in analysis.raw.items()}
     panels |= {f"{run}, after the projectors": maps for run, maps in analysis.projected.items()}
     panels = {
-        name: {titles[scale]: balance(vectors, JOINT_POINTS) for scale, vectors in maps.items()}
+        name: {titles[scale]: balance(vectors, -(-points // len(maps))) for scale, vectors in maps.items()}
         for name, maps in panels.items()
         if len(maps) > 1 and len({vectors.vectors.shape[1] for vectors in maps.values()}) == 1
     }

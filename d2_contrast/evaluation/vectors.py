@@ -131,8 +131,9 @@ def sample_features(
 
 def balance(points: LabelledVectors, max_vectors: int, seed: int = 0) -> LabelledVectors:
     """Draw at most ``max_vectors`` vectors, about equally many of each class."""
-    share = max_vectors // max(len(np.unique(points.classes)), 1)
-    return points[_per_class(points.classes, share, np.random.default_rng(seed))]
+    generator = np.random.default_rng(seed)
+    share = max(max_vectors // max(len(np.unique(points.classes)), 1), 1)
+    return points[generator.permutation(_per_class(points.classes, share, generator))[:max_vectors]]
 
 
 def _per_class(classes: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:

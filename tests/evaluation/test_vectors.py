@@ -20,6 +20,12 @@ def test_every_image_gives_a_class_a_bounded_number():
     assert balanced.vectors.shape == (90, 5) and np.bincount(balanced.classes).tolist() == [30, 30, 30]
 
 
+def test_more_classes_than_vectors():
+    points = LabelledVectors(np.zeros((100, 2)), np.repeat(np.arange(50), 2), np.zeros(100))
+    chosen = balance(points, 20)
+    assert len(np.unique(chosen.classes)) == len(chosen) == 20
+
+
 def test_vectors_keep_class_and_image():
     # The feature is the label itself and the image's number, on images that were padded from 24 x 40 to 32 x 64.
     maps = []
