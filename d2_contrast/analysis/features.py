@@ -138,30 +138,18 @@ def common_maps(runs: Sequence[TrainedRun], maps: Sequence[str] | None = None) -
 
 def features_markdown(analysis: FeatureAnalysis) -> str:
     """Tables of all measures, with a line on what was measured."""
-    labels = dict(zip(analysis.strides, _map_titles(analysis)))
-    rows = []
-    for key, label in MAP_MEASURES.items():
-        for who, measures in _by_run_and_stage(analysis):
-            values = measures["maps"]
-            rows.append([label, who, *(_cell(values.get(name, {}), key) for name in labels)])
-            label = ""
     sampled = next(iter(analysis.measures.values()))["raw"]["maps"]
     positions = ", ".join(f"{values['positions']} of {name}" for name, values in sampled.items())
     classes = max(values["classes"] for values in sampled.values())
     text = [
         f"Measured on {analysis.dataset} at the same positions for all runs: {positions}. With {classes} classes, "
         f"guessing has an accuracy of {number(1 / classes if classes else np.nan)}.",
-        markdown_table(rows, ["measure", "run", *labels.values()], texts=2),
+        _table(analysis, "maps", MAP_MEASURES, _map_titles(analysis)),
     ]
-    pairs = list(dict.fromkeys(pair for _, measures in _by_run_and_stage(analysis) for pair in measures["scales"]))
+    pairs = dict.fromkeys(pair for _, measures in _by_run_and_stage(analysis) for pair in measures["scales"])
     if pairs:
-        rows = []
-        for key, label in SCALE_MEASURES.items():
-            for who, measures in _by_run_and_stage(analysis):
-                rows.append([label, who, *(_cell(measures["scales"].get(pair, {}), key) for pair in pairs)])
-                label = ""
-        text += ["Two scales together:"]
-        text += [markdown_table(rows, ["measure", "run", *(pair.replace(" ", ", ") for pair in pairs)], texts=2)]
+        titles = {pair: pair.replace(" ", ", ") for pair in pairs}
+        text += ["Two scales together:", _table(analysis, "scales", SCALE_MEASURES, titles)]
     return "\n\n".join([*text, NOTES]) + "\n"
 
 
@@ -179,7 +167,7 @@ def draw_features(analysis: FeatureAnalysis, points: int, output: Path) -> list[
     metadata = MetadataCatalog.get(analysis.dataset)
     names, colors = metadata.stuff_classes, class_colors(metadata)
     logger.info("Drawing t-SNE maps")
-    titles = dict(zip(analysis.strides, _map_titles(analysis)))
+    titles = _map_titles(analysis)
     columns = {
         run: {titles[name]: balance(vectors, points) for name, vectors in maps.items()}
         for run, maps in analysis.raw.items()
@@ -195,7 +183,7 @@ def draw_features(analysis: FeatureAnalysis, points: int, output: Path) -> list[
         if len(maps) > 1 and len({vectors.vectors.shape[1] for vectors in maps.values()}) == 1
     }
     if panels:
-        title = f"All scales in one map, on {analysis.dataset} by t-SNE"
+        title = f"All scales in one map on {analysis.dataset} by t-SNE: coloured by class, marked by scale"
         files.append(save(draw_joint_embeddings(panels, names, colors, title), str(output / "joint.png")))
     return [Path(file) for file in files]
 
@@ -219,8 +207,18 @@ def _by_run_and_stage(analysis: FeatureAnalysis) -> list[tuple[str, Mapping]]:
     return [(run + suffix[stage], m) for run, stages in analysis.measures.items() for stage, m in stages.items()]
 
 
-def _map_titles(analysis: FeatureAnalysis) -> list[str]:
-    return [f"{name} (stride {stride})" for name, stride in analysis.strides.items()]
+def _map_titles(analysis: FeatureAnalysis) -> dict[str, str]:
+    return {name: f"{name} (stride {stride})" for name, stride in analysis.strides.items()}
+
+
+def _table(analysis: FeatureAnalysis, part: str, measures: Mapping[str, str], columns: Mapping[str, str]) -> str:
+    """A table of measures of a part of the figures: rows for all runs under each measure, columns with their titles."""
+    rows = []
+    for key, label in measures.items():
+        for who, figures in _by_run_and_stage(analysis):
+            rows.append([label, who, *(_cell(figures[part].get(name, {}), key) for name in columns)])
+            label = ""
+    return markdown_table(rows, ["measure", "run", *columns.values()], texts=2)
 
 
 def _cell(values: Mapping[str, float], key: str) -> str:
