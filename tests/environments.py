@@ -22,6 +22,13 @@ def required_by(requirements: Iterable[str]) -> set[str]:
     return names
 
 
+def top_level(distribution: metadata.Distribution) -> set[str]:
+    """What a distribution has put into site-packages, files and folders."""
+    # Not distribution.files, which looks for each of a hundred thousand files on the disk.
+    record = distribution.read_text("RECORD").splitlines()
+    return {line.split(",")[0].split("/")[0] for line in record} - {"..", "__pycache__"}
+
+
 def make_environment(folder: Path, wheel: Path, packages: Iterable[str] = (), own_requirements: bool = False) -> Path:
     """Make an environment with a wheel in it and return its interpreter.
 
@@ -41,8 +48,8 @@ def make_environment(folder: Path, wheel: Path, packages: Iterable[str] = (), ow
         wanted += [text for text in installed.requires or () if "extra ==" not in text]
     for name in required_by(wanted):
         distribution = metadata.distribution(name)
-        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
-            link = site / top
-            if not link.exists():
-                link.symlink_to(distribution.locate_file(top))
+        for entry in top_level(distribution):
+            link = site / entry
+            if not link.exists():  # several packages share a folder such as nvidia
+                link.symlink_to(distribution.locate_file(entry))
     return folder / "bin" / "python"

@@ -8,12 +8,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections import defaultdict
 from importlib import metadata
 
 import numpy as np
 import pytest
-from environments import make_environment
+from environments import make_environment, top_level
 from packaging.requirements import Requirement
 from PIL import Image
 
@@ -132,14 +131,14 @@ def requirements(wheel):
 
 def test_every_imported_package_is_declared(requirements, pytestconfig):
     """What training and evaluating import is required; what pictures need is in their extra."""
-    names = {extra: {r.name.lower() for r in those} for extra, those in requirements.items()}
-    distributions = defaultdict(set)
-    for distribution in metadata.distributions():
-        for file in distribution.files or ():
-            distributions[file.parts[0].removesuffix(".py")].add(distribution.metadata["Name"].lower())
+    provided = {
+        extra: {entry.removesuffix(".py") for r in those for entry in top_level(metadata.distribution(r.name))}
+        for extra, those in requirements.items()
+        if extra in ("", "visualize")
+    }
     checked = set()
     for file in (pytestconfig.rootpath / "d2_contrast").rglob("*.py"):
-        declared = names[""] | (names["visualize"] if "visualize" in file.parts else set())
+        declared = provided[""] | (provided["visualize"] if "visualize" in file.parts else set())
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]
@@ -148,7 +147,7 @@ def test_every_imported_package_is_declared(requirements, pytestconfig):
             for package in {module.partition(".")[0] for module in modules}:
                 if package not in sys.stdlib_module_names and package not in ("d2_contrast", "detectron2"):
                     checked.add(package)
-                    assert distributions[package] & declared, f"{file} imports {package}"
+                    assert package in declared, f"{file} imports {package}"
     assert {"torch", "numpy", "cv2", "timm", "matplotlib"} <= checked
 
 
