@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
+from typing import Any, TypeGuard
 
 import numpy as np
 from detectron2.data import Metadata
@@ -25,7 +26,7 @@ def get_ignore_label(metadata: Metadata) -> int:
     return int(ignore_label)
 
 
-def is_id(value: object) -> bool:
+def is_id(value: object) -> TypeGuard[int]:
     """Whether a value can be a train id or a value in a label file."""
     is_number = type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
     return is_number and 0 <= value <= MAX_ID
@@ -123,7 +124,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _check_names(where: str, names: object) -> None:
+def _check_names(where: str, names: Any) -> None:
     if not _is_list(names):
         raise ValueError(f"{where} has the classes {shown(names)}: expected a list of names")
     names = list(names)
@@ -137,7 +138,7 @@ def _check_names(where: str, names: object) -> None:
             raise ValueError(f"{where}: classes {names.index(name)} and {i} are both named {name!r}")
 
 
-def _check_colors(where: str, names: Sequence[str], colors: object) -> None:
+def _check_colors(where: str, names: Sequence[str], colors: Any) -> None:
     if colors is None:
         return
     if not _is_list(colors) or len(colors) != len(names):
@@ -150,7 +151,7 @@ def _check_colors(where: str, names: Sequence[str], colors: object) -> None:
             )
 
 
-def _check_groups(where: str, names: Sequence[str], groups: object) -> None:
+def _check_groups(where: str, names: Sequence[str], groups: Any) -> None:
     if not isinstance(groups, Mapping):
         raise ValueError(f"{where} has the groups {shown(groups)}: expected group names with lists of class names")
     for group, members in groups.items():
@@ -165,5 +166,5 @@ def _check_groups(where: str, names: Sequence[str], groups: object) -> None:
                 raise ValueError(f"{where}: the group {group!r} has the class {member!r} twice")
 
 
-def _is_list(value: object) -> bool:
+def _is_list(value: object) -> TypeGuard[Sequence]:
     return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
