@@ -9,6 +9,7 @@ import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ..extras import import_extra
 
@@ -187,7 +188,7 @@ def _bits_per_sample(image: Image.Image, data: bytes) -> int:
     """Bits of each value in a file of which only the header was read."""
     if image.format == "PNG":
         return data[24]
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         return image.tag_v2.get(258, (1,))[0]
     return 8
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
+from typing import Any, TypeGuard
 
 import numpy as np
 from detectron2.data import Metadata
@@ -25,7 +26,7 @@ def get_ignore_label(metadata: Metadata) -> int:
     return int(ignore_label)
 
 
-def is_id(value: object) -> bool:
+def is_id(value: object) -> TypeGuard[int]:
     """Whether a value can be a train id or a value in a label file."""
     is_number = type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
     return is_number and 0 <= value <= MAX_ID
@@ -56,8 +57,10 @@ def check_metadata(metadata: Metadata) -> None:
     _check_groups(where, names, metadata.get("class_groups", {}))
     check_encodings(metadata)
     ids = metadata.get("submission_ids")
-    if ids is not None and not (len(ids) == len(names) and all(map(is_id, ids))):
+    if ids is not None and not (_is_list(ids) and len(ids) == len(names) and all(map(is_id, ids))):
         raise ValueError(f"{where} has the submission_ids {shown(ids)}: expected one from 0 to {MAX_ID} for each class")
+    if not _is_list(metadata.get("num_images", [])):
+        raise ValueError(f"{where} has the num_images {shown(metadata.num_images)}: expected a list of counts")
 
 
 def check_same_classes(datasets: Sequence[Metadata]) -> None:
@@ -91,15 +94,12 @@ def check_encodings(metadata: Metadata) -> None:
         return
     where, num_classes = f"dataset {metadata.name!r}", len(metadata.stuff_classes)
     ignore_label = get_ignore_label(metadata)
-    if (
-        not isinstance(encodings, Mapping)
-        or not encodings
-        or not all(isinstance(t, Mapping) for t in encodings.values())
-    ):
+    tables = encodings.items() if isinstance(encodings, Mapping) else ()
+    if not tables or not all(isinstance(name, str) and isinstance(table, Mapping) for name, table in tables):
         raise ValueError(
             f"{where} has the label_encodings {shown(encodings)}: expected {{name: {{value in the file: train id}}}}"
         )
-    for name, table in encodings.items():
+    for name, table in tables:
         if not table:
             raise ValueError(f"{where}, label encoding {name!r}: expected values and their train ids, found none")
         for value, train_id in table.items():
@@ -113,10 +113,9 @@ def check_encodings(metadata: Metadata) -> None:
                     f"{where}, label encoding {name!r}: value {value} means the train id {shown(train_id)}, expected "
                     f"0 to {num_classes - 1}, or {ignore_label} for ignored pixels"
                 )
-    if metadata.get("label_encoding", next(iter(encodings))) not in encodings:
-        raise ValueError(
-            f"{where} has the label_encoding {shown(metadata.label_encoding)}: expected one of {sorted(encodings)}"
-        )
+    chosen = metadata.get("label_encoding", next(iter(encodings)))
+    if not isinstance(chosen, str) or chosen not in encodings:
+        raise ValueError(f"{where} has the label_encoding {shown(chosen)}: expected one of {list(encodings)}")
 
 
 def shown(value: object) -> str:
@@ -125,20 +124,21 @@ def shown(value: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _check_names(where: str, names: object) -> None:
+def _check_names(where: str, names: Any) -> None:
     if not _is_list(names):
         raise ValueError(f"{where} has the classes {shown(names)}: expected a list of names")
+    names = list(names)
     for i, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
             raise ValueError(
                 f"{where}: the name of class {i} is {shown(name)}, expected text; in yaml, names such as no, on, null "
                 "and 1 need quotes"
             )
-        if name in list(names[:i]):
-            raise ValueError(f"{where}: classes {list(names).index(name)} and {i} are both named {name!r}")
+        if name in names[:i]:
+            raise ValueError(f"{where}: classes {names.index(name)} and {i} are both named {name!r}")
 
 
-def _check_colors(where: str, names: Sequence[str], colors: object) -> None:
+def _check_colors(where: str, names: Sequence[str], colors: Any) -> None:
     if colors is None:
         return
     if not _is_list(colors) or len(colors) != len(names):
@@ -151,7 +151,7 @@ def _check_colors(where: str, names: Sequence[str], colors: object) -> None:
             )
 
 
-def _check_groups(where: str, names: Sequence[str], groups: object) -> None:
+def _check_groups(where: str, names: Sequence[str], groups: Any) -> None:
     if not isinstance(groups, Mapping):
         raise ValueError(f"{where} has the groups {shown(groups)}: expected group names with lists of class names")
     for group, members in groups.items():
@@ -166,5 +166,5 @@ def _check_groups(where: str, names: Sequence[str], groups: object) -> None:
                 raise ValueError(f"{where}: the group {group!r} has the class {member!r} twice")
 
 
-def _is_list(value: object) -> bool:
+def _is_list(value: object) -> TypeGuard[Sequence]:
     return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))

@@ -34,6 +34,9 @@ def toy(**changes):
         ({"label_encodings": {"raw": {1: 3}}}, "'raw': value 1 means the train id 3, expected 0 to 2, or 255"),
         ({"label_encodings": {"raw": {1: -1}}}, "'raw': value 1 means the train id -1"),
         ({"label_encodings": {"raw": {1: 0}}, "label_encoding": "shifted"}, r"label_encoding 'shifted': .*\['raw'\]"),
+        ({"label_encodings": {"raw": {1: 0}}, "label_encoding": ["raw"]}, r"label_encoding \['raw'\]"),
+        ({"submission_ids": 3}, "submission_ids 3: expected one"),
+        ({"num_images": 3}, "num_images 3: expected a list"),
         ({"submission_ids": [1, 2]}, r"submission_ids \[1, 2\]: expected one from 0 to 65535 for each class"),
     ],
 )

@@ -20,6 +20,7 @@ The ignore label is 255. With more than 255 classes it is 65535, which is then t
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from detectron2.data import DatasetCatalog, Metadata
@@ -124,7 +125,7 @@ def find(root: Path, entry: Mapping) -> list[Pair]:
     label_of = {image: labels / f"{image.relative_to(folder).with_suffix('')}{suffix}" for image in images}
     of_others = {label for image, label in label_of.items() if label != image}
     suffix_is_telling = labels == folder and not re.fullmatch(r"\.\w+", suffix)  # "_mask.png", not ".png"
-    pairs = []
+    pairs: list[Pair] = []
     for image, label in label_of.items():
         without_image = suffix_is_telling and image.name.endswith(suffix) and not label.exists()
         if image in of_others or without_image:
@@ -158,7 +159,7 @@ def _check_texts(where: str, entry: Mapping) -> None:
         )
 
 
-def _values(where: str, what: str, values: object) -> list[int]:
+def _values(where: str, what: str, values: Any) -> list[int]:
     """A label value, or a list of them, as a list."""
     result = list(values) if isinstance(values, (list, tuple)) else [values]
     for i, value in enumerate(result):
@@ -169,7 +170,7 @@ def _values(where: str, what: str, values: object) -> list[int]:
     return result
 
 
-def _read_classes(where: str, classes: object) -> list[dict]:
+def _read_classes(where: str, classes: Any) -> list[Mapping]:
     """Classes as dicts, from a list or the file that holds it. Names and colours are checked with the metadata."""
     source = "classes"
     if isinstance(classes, str):
