@@ -1,11 +1,22 @@
 """Every config key that this project adds to Detectron2's, with its meaning, unit and default."""
 
 import difflib
-from collections.abc import Sequence
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
+
+# Old names of keys, which load_config still reads.
+RENAMED = {
+    "MODEL.CONTRAST.MAX_PER_CLASS": "MODEL.CONTRAST.MAX_PER_GROUP",
+    "MODEL.CONTRAST.MIN_PER_CLASS": "MODEL.CONTRAST.MIN_PER_GROUP",
+}
+
+logger = logging.getLogger(__name__)
 
 
 def default_config() -> CN:
@@ -25,15 +36,17 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
 
     Raises:
         KeyError: a key does not exist; the message names it, where it stands and which keys are like it.
-        ValueError: a value has the wrong type, or a key on the command line has no value.
+        ValueError: a value has the wrong type, a key on the command line has no value, or a key is given under an old
+            and a new name.
     """
     cfg = default_config()
     where = config_file
     try:
         if config_file:
-            cfg.merge_from_file(config_file)
+            with _old_names(cfg, config_file):
+                cfg.merge_from_file(config_file)
         where = "command line"
-        cfg.merge_from_list(list(overrides))
+        cfg.merge_from_list([_new_name(key, where) if i % 2 == 0 else key for i, key in enumerate(overrides)])
     except (KeyError, AssertionError) as error:  # yacs raises either, file or command line
         message = str(error.args[0])
         if not message.startswith("Non-existent"):
@@ -42,6 +55,40 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
         hint = f"; similar keys: {', '.join(similar)}" if similar else ""
         raise KeyError(f"{where}: {message}{hint}") from None
     return cfg
+
+
+def _new_name(key: str, where: str) -> str:
+    if key not in RENAMED:
+        return key
+    logger.warning("%s: %s is now called %s", where, key, RENAMED[key])
+    return RENAMED[key]
+
+
+@contextmanager
+def _old_names(cfg: CN, where: str) -> Iterator[None]:
+    """Inside the block, old names of keys exist; what they are set to goes to the new ones."""
+    defaults = {}
+    for old, new in RENAMED.items():
+        node, _, key = old.rpartition(".")
+        _node(cfg, node)[key] = None
+        defaults[new] = _node(cfg, new)
+    values = {}
+    try:
+        yield
+    finally:
+        for old in RENAMED:
+            node, _, key = old.rpartition(".")
+            values[old] = _node(cfg, node).pop(key)
+    for old, value in values.items():
+        if value is not None:
+            new = _new_name(old, where)
+            if _node(cfg, new) != defaults[new]:
+                raise ValueError(f"{where}: {old} is an old name of {new}, and both are set: remove the old one")
+            cfg.merge_from_list([new, value])
+
+
+def _node(cfg: CN, name: str):
+    return functools.reduce(getattr, name.split("."), cfg)
 
 
 def _keys(cfg: CN, prefix: str = "") -> list[str]:
@@ -60,6 +107,8 @@ def add_contrast_config(cfg: CN) -> None:
     _add_solver(cfg)
     _add_test(cfg)
     _add_visualize(cfg)
+    for old, new in RENAMED.items():
+        cfg.register_renamed_key(old, new)
 
 
 def _add_contrast(cfg: CN) -> None:
@@ -81,17 +130,21 @@ def _add_contrast(cfg: CN) -> None:
     # Both weights grow linearly from 0 over this many iterations; 0: they are constant.
     cfg.MODEL.CONTRAST.WARMUP_ITERS = 0
     cfg.MODEL.CONTRAST.TEMPERATURE = 0.1
-    # How anchors are drawn: "class" (the paper: equally many for each class in the batch) or "image_class" (the
-    # authors' code: equally many for each class of each image).
+    # Anchors are drawn from groups, equally many from each. A group is a class in the batch ("class": the paper), or a
+    # class in one image ("image_class": the authors' code).
     cfg.MODEL.CONTRAST.SAMPLER = "class"
     # Upper bound on the number of anchors of a scale, per process.
     cfg.MODEL.CONTRAST.MAX_ANCHORS = 10000
-    # Upper bound on the anchors of one unit (class, or class in an image) of a scale.
-    cfg.MODEL.CONTRAST.MAX_PER_CLASS = 2500
-    # A unit with fewer positions than this at a scale gives no anchors there.
-    cfg.MODEL.CONTRAST.MIN_PER_CLASS = 5
+    # Upper bound on the anchors that a group gives at a scale; 0: no limit.
+    cfg.MODEL.CONTRAST.MAX_PER_GROUP = 2500
+    # A group with fewer positions than this at a scale gives no anchors there.
+    cfg.MODEL.CONTRAST.MIN_PER_GROUP = 5
     # Share anchors among all processes, so that the loss sees the whole batch.
     cfg.MODEL.CONTRAST.GATHER = False
+    # What is projected in training: "dense" (the paper: the whole map, of which positions are drawn) or "anchors"
+    # (positions are drawn first, and only their vectors are projected: less time and memory. Norms then take their
+    # statistics over the anchors instead of the map).
+    cfg.MODEL.CONTRAST.PROJECT = "dense"
     # The projector of each scale: hidden layers (Conv1x1-ReLU-norm, width kept; paper 2, authors' code 1), then a
     # linear map to EMBEDDING_DIM.
     cfg.MODEL.CONTRAST.PROJECTOR_LAYERS = 2

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..contrast.anchors import resize_labels
+from ..contrast import resize_labels
 from .style import FONT_SIZE, figure, legend_column_width
 
 # Positions that one image may give to a class at a scale, so that a class is drawn from many images.
@@ -50,7 +50,7 @@ def sample_embeddings(
             height, width = feature.shape[2] * stride, feature.shape[3] * stride
             missing = (0, max(width - label.shape[1], 0), 0, max(height - label.shape[0], 0))
             padded = F.pad(label.cpu(), missing, value=ignore_label)
-            ids = resize_labels(feature, padded[None]).flatten().numpy()
+            ids = resize_labels(padded[None], feature.shape[2:]).flatten().numpy()
             keep = _per_class(ids, PER_IMAGE, ignore_label, generator)
             drawn[name].append((feature[0].flatten(1).t()[keep].numpy(), ids[keep]))
     result = {}
