@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import in_subprocess, machine, markdown, peak_memory_mb, plot_growth, time_side_by_side
-from d2_contrast.contrast.anchors import choose_positions
+from d2_contrast.contrast import AnchorSampler
 
 IGNORE = 255
 MAX_ANCHORS = 10000
-MIN_PER_CLASS = 5
+MIN_PER_GROUP = 5
 
 
 def loop_over_classes(labels: Tensor) -> Tensor:
     """K positions of every class, shared out among images in turns, with Python loops over classes and images."""
     flat = labels.flatten()
     classes, counts = flat[flat != IGNORE].unique(return_counts=True)
-    classes, counts = classes[counts >= MIN_PER_CLASS], counts[counts >= MIN_PER_CLASS]
+    classes, counts = classes[counts >= MIN_PER_GROUP], counts[counts >= MIN_PER_GROUP]
     k = min(counts.min().item(), MAX_ANCHORS // len(classes))
     chosen = []
     for label in classes.tolist():
@@ -48,7 +48,7 @@ def loop_over_pairs(labels: Tensor) -> Tensor:
             if label == IGNORE:
                 continue
             where = (flat == label).nonzero().squeeze(1)
-            if len(where) >= MIN_PER_CLASS:
+            if len(where) >= MIN_PER_GROUP:
                 pools.append(where[torch.randperm(len(where))] + image * flat.numel())
     v = min(min(len(pool) for pool in pools), MAX_ANCHORS // len(pools))
     return torch.cat([pool[:v] for pool in pools])
@@ -72,9 +72,11 @@ SAMPLERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def ours(labels: Tensor, sampler: str) -> Tensor:
-    image_sizes = [labels[0].numel()] * len(labels)
-    return choose_positions(labels.flatten(), image_sizes, sampler, MAX_ANCHORS, MIN_PER_CLASS)
+def ours(labels: Tensor, unit: str) -> Tensor:
+    sampler = AnchorSampler(
+        unit=unit, max_anchors=MAX_ANCHORS, max_per_group=0, min_per_group=MIN_PER_GROUP, ignore_label=IGNORE
+    )
+    return sampler.choose(labels.flatten(), [labels[0].numel()] * len(labels))
 
 
 def time_all(labels: Tensor, repeats: int) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """Every config key that this project adds to Detectron2's, with its meaning, unit and default."""
 
 import difflib
+import functools
+import logging
 from collections.abc import Sequence
 
 from . import _detectron2  # noqa: F401 (a check, so it comes first)
@@ -11,6 +13,14 @@ from detectron2.config import get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from .config_files import find_config, read_config
+
+# Old names of keys, which load_config still reads.
+RENAMED = {
+    "MODEL.CONTRAST.MAX_PER_CLASS": "MODEL.CONTRAST.MAX_PER_GROUP",
+    "MODEL.CONTRAST.MIN_PER_CLASS": "MODEL.CONTRAST.MIN_PER_GROUP",
+}
+
+logger = logging.getLogger(__name__)
 
 
 def default_config() -> CN:
@@ -31,16 +41,19 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
 
     Raises:
         KeyError: a key does not exist; the message names it, where it stands and which keys are like it.
-        ValueError: a value has the wrong type, a key on the command line has no value, or a file is no config.
+        ValueError: a value has the wrong type, a key on the command line has no value, a key is given under an old and
+            a new name, or a file is no config.
         FileNotFoundError: there is no such file, nor a config of this name.
     """
     cfg = default_config()
     where = config_file
     try:
         if config_file:
-            cfg.merge_from_other_cfg(CN(read_config(find_config(config_file))))
+            loaded = read_config(find_config(config_file))
+            _rename_old_keys(loaded, config_file)
+            cfg.merge_from_other_cfg(CN(loaded))
         where = "command line"
-        cfg.merge_from_list(list(overrides))
+        cfg.merge_from_list([_new_name(key, where) if i % 2 == 0 else key for i, key in enumerate(overrides)])
     except (KeyError, AssertionError) as error:  # yacs raises either, file or command line
         message = str(error.args[0])
         if not message.startswith("Non-existent"):
@@ -49,6 +62,27 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
         hint = f"; similar keys: {', '.join(similar)}" if similar else ""
         raise KeyError(f"{where}: {message}{hint}") from None
     return cfg
+
+
+def _new_name(key: str, where: str) -> str:
+    if key not in RENAMED:
+        return key
+    logger.warning("%s: %s is now called %s", where, key, RENAMED[key])
+    return RENAMED[key]
+
+
+def _rename_old_keys(loaded: dict, where: str) -> None:
+    """Bring what a file sets under old names of keys to the new ones."""
+    for old in RENAMED:
+        node, _, key = old.rpartition(".")
+        section = functools.reduce(lambda d, name: d.get(name) or {}, node.split("."), loaded)
+        if key not in section:
+            continue
+        new = _new_name(old, where)
+        new_key = new.rpartition(".")[2]
+        if new_key in section:
+            raise ValueError(f"{where}: {old} is an old name of {new}, and both are set: remove the old one")
+        section[new_key] = section.pop(key)
 
 
 def _keys(cfg: CN, prefix: str = "") -> list[str]:
@@ -67,6 +101,8 @@ def add_contrast_config(cfg: CN) -> None:
     _add_solver(cfg)
     _add_test(cfg)
     _add_visualize(cfg)
+    for old, new in RENAMED.items():
+        cfg.register_renamed_key(old, new)
 
 
 def _add_contrast(cfg: CN) -> None:
@@ -88,17 +124,21 @@ def _add_contrast(cfg: CN) -> None:
     # Both weights grow linearly from 0 over this many iterations; 0: they are constant.
     cfg.MODEL.CONTRAST.WARMUP_ITERS = 0
     cfg.MODEL.CONTRAST.TEMPERATURE = 0.1
-    # How anchors are drawn: "class" (the paper: equally many for each class in the batch) or "image_class" (the
-    # authors' code: equally many for each class of each image).
+    # Anchors are drawn from groups, equally many from each. A group is a class in the batch ("class": the paper), or a
+    # class in one image ("image_class": the authors' code).
     cfg.MODEL.CONTRAST.SAMPLER = "class"
     # Upper bound on the number of anchors of a scale, per process.
     cfg.MODEL.CONTRAST.MAX_ANCHORS = 10000
-    # Upper bound on the anchors of one unit (class, or class in an image) of a scale.
-    cfg.MODEL.CONTRAST.MAX_PER_CLASS = 2500
-    # A unit with fewer positions than this at a scale gives no anchors there.
-    cfg.MODEL.CONTRAST.MIN_PER_CLASS = 5
+    # Upper bound on the anchors that a group gives at a scale; 0: no limit.
+    cfg.MODEL.CONTRAST.MAX_PER_GROUP = 2500
+    # A group with fewer positions than this at a scale gives no anchors there.
+    cfg.MODEL.CONTRAST.MIN_PER_GROUP = 5
     # Share anchors among all processes, so that the loss sees the whole batch.
     cfg.MODEL.CONTRAST.GATHER = False
+    # What is projected in training: "dense" (the paper: the whole map, of which positions are drawn) or "anchors"
+    # (positions are drawn first, and only their vectors are projected: less time and memory. Norms then take their
+    # statistics over the anchors instead of the map).
+    cfg.MODEL.CONTRAST.PROJECT = "dense"
     # The projector of each scale: hidden layers (Conv1x1-ReLU-norm, width kept; paper 2, authors' code 1), then a
     # linear map to EMBEDDING_DIM.
     cfg.MODEL.CONTRAST.PROJECTOR_LAYERS = 2

@@ -44,7 +44,7 @@ class Training(Inference):
     def __init__(self, model: nn.Module):
         super().__init__(model)
         self.aux_head = model.aux_head
-        self.projectors = model.projectors
+        self.projectors = model.contrast.projectors if model.contrast is not None else nn.ModuleDict()
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Map (1, 3, H, W) to logits, auxiliary logits and embeddings."""

@@ -1,5 +1,7 @@
 """Anchors shared across the processes of a data-parallel training."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -29,12 +31,13 @@ def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
     Returns:
         (sum of counts, ...).
     """
-    return _GatherRows.apply(rows, counts)
+    gathered: Tensor = _GatherRows.apply(rows, counts)
+    return gathered
 
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, counts):
+    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
         rank, ctx.world_size = world()
         ctx.own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
         if ctx.world_size == 1:
@@ -46,5 +49,5 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([part[:count] for part, count in zip(parts, counts)])
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad[ctx.own] * ctx.world_size, None

@@ -4,15 +4,23 @@ With s_ij = z_i . z_j / tau, N(i) and P(i) the negatives and positives of anchor
 
     L = sum_i w_i sum_{j in P(i)} log(1 + n_i exp(-s_ij)),    n_i = sum_{k in N(i)} exp(s_ik).
 
-Its gradient with respect to the scores needs two numbers per anchor, n_i and g_i = w_i r_i / n_i, where r_i sums the
-pulls p_ij = n_i / (exp(s_ij) + n_i) over P(i):
+Its gradient with respect to the scores needs two numbers for each anchor, n_i and g_i:
 
-    dL/ds_ik = g_i exp(s_ik)     for a negative k,
-    dL/ds_ij = -w_i p_ij         for a positive j.
+    dL/ds_ik = g_i exp(s_ik)     for a negative k,    g_i = w_i sum_{j in P(i)} p_ij / n_i,
+    dL/ds_ij = -w_i p_ij         for a positive j,    p_ij = n_i / (exp(s_ij) + n_i).
 
-Both are known once all scores of the anchor have been seen, so that the gradients follow in the forward pass, and the
-backward pass has but to multiply. Anchors are sorted by class, which confines the positives of a few rows to a block of
-columns: only there are masks needed. The scores are visited in one of two ways.
+In the code:
+
+    score           s_ij
+    weight          w_i
+    negative_sum    n_i
+    excess          log n_i - s_ij of a positive j, by which the negatives exceed it; its term of the loss is
+                    softplus(excess)
+    pull            p_ij = sigmoid(excess), between 0 and 1, with which i is drawn to its positive j
+    push            g_i; i is driven from its negative k with push times exp(s_ik)
+
+n_i and g_i are known once all scores of an anchor have been seen. The gradients therefore follow in the forward pass,
+and the backward pass multiplies them by a number. The scores are visited in one of two ways, see `score_tiles`.
 
 From one set to another, by bands of rows. A band holds all scores of its anchors, so that its share of the gradients
 follows in the same visit: three matrix products in all.
@@ -23,36 +31,25 @@ twice, and computed again if they are too many to be kept: one and a half to two
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator
-from itertools import accumulate, product
-from typing import NamedTuple
+from itertools import product
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["check_temperature", "supervised_info_nce"]
+from .anchor_set import AnchorSet
+from .score_tiles import NegativeTiles, SortedSet, Tiling, classes_of_equal_size, for_each_anchor, visit_bands
 
-
-class _Tiling(NamedTuple):
-    band_rows: int  # rows that are visited together
-    band_scores: int  # or more rows, if they have no more than so many scores
-    tile_rows: int  # rows and columns of a tile
-    kept_scores: int  # tiles are kept up to so many scores
-
-    def band(self, columns: int) -> int:
-        """The rows that are visited together if each has so many scores."""
-        return max(self.band_rows, self.band_scores // columns)
-
-
-# On a CPU, scores should stay in the cache between passes. On an accelerator, a visit should keep it busy.
-_TILING = {"cpu": _Tiling(band_rows=512, band_scores=1 << 17, tile_rows=768, kept_scores=1 << 23)}
-_TILING_ON_ACCELERATOR = _Tiling(band_rows=256, band_scores=1 << 23, tile_rows=2048, kept_scores=1 << 23)
+__all__ = ["check_temperature", "info_nce", "supervised_info_nce"]
 
 # Scores of unit vectors lie within +- 1 / tau. Up to these bounds no sum of their exponentials overflows and none
 # underflows, so that no maximum has to be subtracted.
 _MAX_SCORE = {torch.float32: 70.0, torch.float64: 650.0}
+
+# From here on log(1 + exp(x)) is x, to double precision.
+_SOFTPLUS_IS_LINEAR = 50.0
 
 # oneMKL picks the kernel of a function when it is first called. Where two threads do so at once, one may compute its
 # half of that call with errors of 1e-4 (pytorch/pytorch#188792): so one thread makes the first call.
@@ -85,29 +82,39 @@ def supervised_info_nce(
         Scalar, the mean over all anchors; 0 if one of the sets is empty.
 
     Raises:
-        ValueError: on shapes that do not fit, labels that are not integers, or a temperature out of range.
+        ValueError: shapes do not fit, labels are not integers, vectors are not finite or not of unit length, or the
+            temperature is out of range.
     """
     check_temperature(temperature)
-    _check_set("anchors", anchors, anchor_labels)
-    if (contrast is None) != (contrast_labels is None):
+    anchor_set = AnchorSet(anchors, anchor_labels)
+    anchor_set.check("anchors")
+    if contrast is None and contrast_labels is None:
+        return info_nce(anchor_set, None, temperature)
+    if contrast is None or contrast_labels is None:
         raise ValueError("contrast and contrast_labels must be given together")
-    if contrast is not None:
-        _check_set("contrast", contrast, contrast_labels)
-        if contrast.shape[1] != anchors.shape[1]:
-            raise ValueError(
-                f"anchors and contrast must have the same dimension, got {anchors.shape[1]} and {contrast.shape[1]}"
-            )
-    out_dtype = torch.float64 if anchors.dtype == torch.float64 else torch.float32
-    dtype = out_dtype if 1 / temperature <= _MAX_SCORE[out_dtype] else torch.float64
+    contrast_set = AnchorSet(contrast, contrast_labels)
+    contrast_set.check("contrast")
+    if contrast.shape[1] != anchors.shape[1]:
+        raise ValueError(
+            f"anchors and contrast must have the same dimension, got {anchors.shape[1]} and {contrast.shape[1]}"
+        )
+    return info_nce(anchor_set, contrast_set, temperature)
 
-    with torch.autocast(anchors.device.type, enabled=False):
-        za, counts_a = _sort_by_class(anchors.to(dtype), anchor_labels)
-        if contrast is None:
-            return _InfoNCE.apply(za, None, list(counts_a.values()), None, temperature).to(out_dtype)
-        zb, counts_b = _sort_by_class(contrast.to(dtype), contrast_labels)
-        classes = sorted(counts_a.keys() | counts_b.keys())
-        counts = ([c.get(label, 0) for label in classes] for c in (counts_a, counts_b))
-        return _InfoNCE.apply(za, zb, *counts, temperature).to(out_dtype)
+
+def info_nce(
+    anchors: AnchorSet, contrast: AnchorSet | None, temperature: float, tiling: Tiling | None = None
+) -> Tensor:
+    """`supervised_info_nce` of sets that are known to be sound; the tiling is that of their device unless given."""
+    out_dtype = torch.float64 if anchors.anchors.dtype == torch.float64 else torch.float32
+    dtype = out_dtype if 1 / temperature <= _MAX_SCORE[out_dtype] else torch.float64
+    tiling = tiling or Tiling.of_device(anchors.anchors.device)
+    with torch.autocast(anchors.anchors.device.type, enabled=False):
+        vectors, counts = _sort_by_class(anchors, dtype)
+        others, other_counts = (None, counts) if contrast is None else _sort_by_class(contrast, dtype)
+        classes = sorted(counts.keys() | other_counts.keys())
+        walk = _Walk(*([c.get(label, 0) for label in classes] for c in (counts, other_counts)), temperature, tiling)
+        loss: Tensor = _InfoNCE.apply(vectors, others, walk)
+        return loss.to(out_dtype)
 
 
 def check_temperature(temperature: float) -> None:
@@ -116,253 +123,146 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be at least 0.002, got {temperature}")
 
 
-def _check_set(name: str, vectors: Tensor, labels: Tensor) -> None:
-    if vectors.dim() != 2 or not vectors.is_floating_point():
-        raise ValueError(
-            f"{name} must be floating point of shape (count, dim), got {vectors.dtype} of shape {tuple(vectors.shape)}"
-        )
-    if labels.shape != vectors.shape[:1] or labels.is_floating_point():
-        raise ValueError(
-            f"labels of {name} must be {len(vectors)} integers, got {labels.dtype} of shape {tuple(labels.shape)}"
-        )
-
-
-def _sort_by_class(vectors: Tensor, labels: Tensor) -> tuple[Tensor, dict[int, int]]:
-    """The vectors sorted by class, and how many belong to each class."""
-    labels = labels.cpu()  # waits for the device; nothing else here does
+def _sort_by_class(anchor_set: AnchorSet, dtype: torch.dtype) -> tuple[Tensor, dict[int, int]]:
+    """The anchors sorted by class, and how many belong to each class."""
+    anchors, labels = anchor_set.anchors.to(dtype), anchor_set.labels.cpu()  # waits for the device; nothing else does
     if (labels[1:] < labels[:-1]).any():
         labels, order = labels.sort()
-        vectors = vectors.index_select(0, order.to(vectors.device, non_blocking=True))
+        anchors = anchors.index_select(0, order.to(anchors.device, non_blocking=True))
     classes, counts = labels.unique_consecutive(return_counts=True)
-    return vectors, dict(zip(classes.tolist(), counts.tolist()))
+    return anchors, dict(zip(classes.tolist(), counts.tolist()))
 
 
-def _tiling(z: Tensor) -> _Tiling:
-    return _TILING.get(z.device.type, _TILING_ON_ACCELERATOR)
+class _Walk(NamedTuple):
+    """What the loss needs beside the anchors: those of each class in both sets, tau, and how scores are visited."""
 
-
-class _Run(NamedTuple):
-    """Anchors [start, stop) of a set sorted by class, their classes from first to last."""
-
-    start: int
-    stop: int
-    first: int
-    last: int
-
-    @property
-    def span(self) -> slice:
-        return slice(self.start, self.stop)
-
-
-def _cut(counts: list[int], most: int) -> list[_Run]:
-    """Cut a set, so many anchors of each class, into runs of whole classes, and parts of classes that are too large."""
-    runs: list[_Run] = []
-    start = 0
-    for label, count in enumerate(counts):
-        if runs and start + count - runs[-1].start <= most:
-            runs[-1] = runs[-1]._replace(stop=start + count, last=label)
-        else:
-            parts = -(-count // most)
-            cuts = [start + count * i // parts for i in range(parts + 1)] if count else []
-            runs += [_Run(a, b, label, label) for a, b in zip(cuts, cuts[1:])]
-        start += count
-    return runs
-
-
-def _classes(counts: list[int], like: Tensor) -> Tensor:
-    """The class of each anchor, as floating point: comparing these into floating-point masks is several times faster
-    on CPUs."""
-    return _for_each_anchor(torch.arange(len(counts), dtype=like.dtype), counts, like.device)
-
-
-def _for_each_anchor(values: Tensor, counts: list[int], device: torch.device) -> Tensor:
-    """The value of its class for each anchor of a set sorted by class, brought to a device without waiting for it."""
-    return values.repeat_interleave(torch.tensor(counts)).to(device, non_blocking=True)
+    counts: list[int]
+    other_counts: list[int]
+    temperature: float
+    tiling: Tiling
 
 
 class _InfoNCE(torch.autograd.Function):
-    """The loss within one set (zb is None) or from one to another, both sorted by class."""
+    """The loss within one set (others is None) or from one to another, both sorted by class."""
 
     @staticmethod
-    def forward(ctx, za, zb, counts_a, counts_b, temperature):
-        grad_a, grad_b = (torch.zeros_like(z) if ctx.needs_input_grad[i] else None for i, z in enumerate((za, zb)))
-        if not len(za) or (zb is not None and not len(zb)):
-            loss = za.new_zeros(())
-        elif zb is None:
-            loss = _contrast_within(za, counts_a, temperature, grad_a)
+    def forward(ctx: Any, anchors: Tensor, others: Tensor | None, walk: _Walk) -> Tensor:
+        gradient = torch.zeros_like(anchors) if ctx.needs_input_grad[0] else None
+        other_gradient = torch.zeros_like(others) if others is not None and ctx.needs_input_grad[1] else None
+        own = SortedSet(anchors, walk.counts)
+        if not len(anchors) or (others is not None and not len(others)):
+            loss = anchors.new_zeros(())
+        elif others is None:
+            loss = _contrast_within(own, walk.temperature, walk.tiling, gradient)
         else:
-            loss = _contrast_across(za, zb, counts_a, counts_b, temperature, grad_a, grad_b)
-        ctx.temperature = temperature
-        ctx.save_for_backward(grad_a, grad_b)
+            sets = own, SortedSet(others, walk.other_counts)
+            loss = _contrast_across(*sets, walk.temperature, walk.tiling, (gradient, other_gradient))
+        ctx.temperature = walk.temperature
+        ctx.save_for_backward(gradient, other_gradient)
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        grads = (None if g is None else g * (grad / ctx.temperature) for g in ctx.saved_tensors)
-        return *grads, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        gradient, other_gradient = (None if g is None else g * (grad / ctx.temperature) for g in ctx.saved_tensors)
+        return gradient, other_gradient, None
 
 
 def _contrast_across(
-    za: Tensor,
-    zb: Tensor,
-    counts_a: list[int],
-    counts_b: list[int],
+    anchors: SortedSet,
+    others: SortedSet,
     temperature: float,
-    grad_a: Tensor | None,
-    grad_b: Tensor | None,
+    tiling: Tiling,
+    gradients: tuple[Tensor | None, Tensor | None],
 ) -> Tensor:
-    """The loss from one set to another, by bands; tau times its gradients are added to those that are wanted."""
-    most = _tiling(za).band(len(zb))
-    class_a, class_b = _classes(counts_a, za), _classes(counts_b, zb)
-    weights = 1 / (len(za) * torch.tensor(counts_b, dtype=za.dtype).clamp(min=1))
-    weight = _for_each_anchor(weights, counts_a, za.device)
-    ends = list(accumulate(counts_b, initial=0))
-    buffer = za.new_empty(min(most, len(za)), len(zb))
-    loss = za.new_zeros(())
-    for r in _cut(counts_a, most):
-        z, w = za[r.span], weight[r.span]
-        block = slice(ends[r.first], ends[r.last + 1])  # the only columns that may hold positives
-        e = buffer[: len(z)].addmm_(z, zb.t(), beta=0, alpha=1 / temperature)
-        x = e[:, block].clone()
-        positive = torch.eq(class_a[r.span, None], class_b[block], out=torch.empty_like(x))
-        e.exp_()[:, block].mul_(1 - positive)
+    """The loss from one set to another; tau times its gradients are added to those that are wanted."""
+    gradient, other_gradient = gradients
+    num_anchors = len(anchors.anchors)
+    loss = anchors.anchors.new_zeros(())
+    positives = torch.tensor(others.counts, dtype=anchors.anchors.dtype).clamp(min=1)
+    all_weights = for_each_anchor(1 / (num_anchors * positives), anchors)
+    for rows, block, exponentials, block_scores, is_positive in visit_bands(anchors, others, temperature, tiling):
+        weight = all_weights[rows]
+        negative_sum = exponentials.sum(1)
+        excess = torch.sub(negative_sum.log()[:, None], block_scores, out=block_scores)
+        pull = excess.sigmoid().mul_(is_positive)
+        loss += _softplus(excess).mul_(is_positive).sum(1) @ weight
 
-        n = e.sum(1)
-        x = torch.sub(n.log()[:, None], x, out=x)
-        pull = x.sigmoid().mul_(positive)
-        loss += _softplus_(x).mul_(positive).sum(1) @ w
-
-        # The gradient of the scores: g_i times e of negatives and - pull n_i / r_i of positives.
-        pulls = pull.sum(1)
-        e[:, block].addcmul_(pull, torch.where(pulls > 0, n / pulls, 0)[:, None], value=-1)
-        g = torch.where(n > 0, pulls * w / n, 0)[:, None]
-        if grad_a is not None:
-            grad_a[r.span].addcmul_(e @ zb, g)
-        if grad_b is not None:
-            grad_b.addmm_(e.t(), z * g)
+        # The gradient of the scores divided by push: exp(s_ik) of negatives, and - n_i p_ij / sum_j p_ij of positives.
+        pull_sum = pull.sum(1)
+        push = torch.where(negative_sum > 0, pull_sum * weight / negative_sum, 0)[:, None]
+        slopes = exponentials
+        slopes[:, block].addcmul_(pull, torch.where(pull_sum > 0, negative_sum / pull_sum, 0)[:, None], value=-1)
+        if gradient is not None:
+            gradient[rows].addcmul_(slopes @ others.anchors, push)
+        if other_gradient is not None:
+            other_gradient.addmm_(slopes.t(), anchors.anchors[rows] * push)
     return loss
 
 
-def _contrast_within(z: Tensor, counts: list[int], temperature: float, grad: Tensor | None) -> Tensor:
+def _contrast_within(anchors: SortedSet, temperature: float, tiling: Tiling, gradient: Tensor | None) -> Tensor:
     """The loss within a set; tau times its gradient is added to the one given."""
-    tiles = _NegativeTiles(z, counts, temperature, keep=grad is not None)
-    n = z.new_zeros(len(z))
-    for r, c, e in tiles.visit():
-        n[r.span] += e.sum(1)
-        if r != c:
-            n[c.span] += e.sum(0)
+    vectors = anchors.anchors
+    tiles = NegativeTiles(anchors, temperature, tiling, keep=gradient is not None)
+    negative_sum = vectors.new_zeros(len(vectors))
+    for rows, columns, exponentials in tiles.visit():
+        negative_sum[rows] += exponentials.sum(1)
+        if rows != columns:
+            negative_sum[columns] += exponentials.sum(0)
 
-    loss, g = z.new_zeros(()), torch.zeros_like(n)
-    for rows, size in _classes_of_equal_size(counts, z):
-        w = 1 / ((size - 1) * len(z))
-        members, members_n = z[rows].view(-1, size, z.shape[1]), n[rows].view(-1, size)
-        pulled = None if grad is None else torch.zeros_like(members)
-        softplus, pulls = _visit_positives(members, members_n, temperature, pulled)
-        loss += w * softplus
-        if grad is not None:
-            g[rows] = torch.where(members_n > 0, w * pulls / members_n, 0).flatten()
-            grad[rows] -= w * pulled.flatten(0, 1)
-    if grad is None:
+    loss, push = vectors.new_zeros(()), torch.zeros_like(negative_sum)
+    for rows, size in classes_of_equal_size(anchors, tiling):
+        weight = 1 / ((size - 1) * len(vectors))
+        members, member_sums = vectors[rows].view(-1, size, vectors.shape[1]), negative_sum[rows].view(-1, size)
+        pulled = None if gradient is None else torch.zeros_like(members)
+        terms, pull_sum = _visit_positives(members, member_sums.log(), temperature, tiling.tile_rows, pulled)
+        loss += weight * terms
+        if gradient is not None:
+            push[rows] = torch.where(member_sums > 0, weight * pull_sum / member_sums, 0).flatten()
+            gradient[rows] -= weight * pulled.flatten(0, 1)
+    if gradient is None:
         return loss
 
-    for r, c, e in tiles.visit():
-        e.mul_(g[r.span, None] + g[c.span])
-        grad[r.span].addmm_(e, z[c.span])
-        if r != c:
-            grad[c.span].addmm_(e.t(), z[r.span])
+    for rows, columns, exponentials in tiles.visit():
+        slopes = exponentials.mul_(push[rows, None] + push[columns])
+        gradient[rows].addmm_(slopes, vectors[columns])
+        if rows != columns:
+            gradient[columns].addmm_(slopes.t(), vectors[rows])
     return loss
 
 
-def _classes_of_equal_size(counts: list[int], z: Tensor) -> Iterator[tuple[slice | Tensor, int]]:
-    """Yield the rows of classes whose positives are visited together, and the size of each; no class of size 1."""
-    starts = defaultdict(list)
-    for start, size in zip(accumulate(counts, initial=0), counts):
-        if size > 1:
-            starts[size].append(start)
-    for size, all_starts in starts.items():
-        together = max(1, _tiling(z).band(size) // size)
-        for i in range(0, len(all_starts), together):
-            some = all_starts[i : i + together]
-            if some[-1] - some[0] == size * (len(some) - 1):  # one after the other
-                yield slice(some[0], some[-1] + size), size
-            else:
-                rows = (torch.tensor(some)[:, None] + torch.arange(size)).flatten()
-                yield rows.to(z.device, non_blocking=True), size
-
-
-class _NegativeTiles:
-    """The scores of negatives within a set sorted by class, tile by tile, on and above the diagonal."""
-
-    def __init__(self, z: Tensor, counts: list[int], temperature: float, keep: bool):
-        """keep: remember tiles for a second visit, as many as the tiling allows."""
-        self.z = z
-        self.temperature = temperature
-        self._class = _classes(counts, z)
-        self._runs = _cut(counts, _tiling(z).tile_rows)
-        self._room = _tiling(z).kept_scores if keep else 0
-        self._kept: dict[tuple[_Run, _Run], Tensor] = {}
-        side = max(r.stop - r.start for r in self._runs)
-        self._buffer = z.new_empty(side * side)
-
-    def visit(self) -> Iterator[tuple[_Run, _Run, Tensor]]:
-        """Yield rows, columns, and exp of the scores of negatives, 0 elsewhere, for each tile that holds some.
-
-        In the last visit they may be overwritten.
-        """
-        for i, r in enumerate(self._runs):
-            for c in self._runs[i:]:
-                if r.first == r.last == c.first == c.last:
-                    continue
-                e = self._kept.get((r, c))
-                if e is None:
-                    e = self._place(r, c)
-                    e.addmm_(self.z[r.span], self.z[c.span].t(), beta=0, alpha=1 / self.temperature).exp_()
-                    if c.first <= r.last:
-                        e.mul_(torch.ne(self._class[r.span, None], self._class[c.span], out=torch.empty_like(e)))
-                yield r, c, e
-
-    def _place(self, r: _Run, c: _Run) -> Tensor:
-        """Where a tile goes: memory of its own as long as there is room."""
-        height, width = r.stop - r.start, c.stop - c.start
-        if height * width > self._room:
-            return self._buffer[: height * width].view(height, width)
-        self._room -= height * width
-        self._kept[r, c] = self.z.new_empty(height, width)
-        return self._kept[r, c]
-
-
-def _visit_positives(z: Tensor, n: Tensor, temperature: float, pulled: Tensor | None) -> tuple[Tensor, Tensor]:
+def _visit_positives(
+    members: Tensor, log_negative_sum: Tensor, temperature: float, tile_rows: int, pulled: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The terms of positives within classes of equal size.
 
     Args:
-        z: (classes, size, D).
-        n: (classes, size), the n_i.
+        members: (classes, size, D).
+        log_negative_sum: (classes, size), log n_i.
+        temperature: tau.
+        tile_rows: positives are visited in tiles of as many rows and columns.
         pulled: (classes, size, D), to which sum_j (p_ij + p_ji) z_j is added.
 
     Returns:
         The sum of all terms, and (classes, size), sum_j p_ij.
     """
-    side, size = _tiling(z).tile_rows, z.shape[1]
-    spans = [slice(start, start + side) for start in range(0, size, side)]
-    total, pulls = z.new_zeros(()), torch.zeros_like(n)
-    for rows, cols in product(spans, spans):
-        x = torch.baddbmm(n[:, rows, None].log(), z[:, rows], z[:, cols].mT, alpha=-1 / temperature)
-        if rows == cols:
-            x.diagonal(dim1=1, dim2=2).fill_(-math.inf)  # no anchor is its own positive
-        pull = x.sigmoid()
-        pulls[:, rows] += pull.sum(2)
-        total += _softplus_(x).sum()
+    size = members.shape[1]
+    spans = [slice(start, start + tile_rows) for start in range(0, size, tile_rows)]
+    total, pull_sum = members.new_zeros(()), torch.zeros_like(log_negative_sum)
+    for rows, columns in product(spans, spans):
+        own, others = members[:, rows], members[:, columns]
+        excess = torch.baddbmm(log_negative_sum[:, rows, None], own, others.mT, alpha=-1 / temperature)
+        if rows == columns:
+            excess.diagonal(dim1=1, dim2=2).fill_(-math.inf)  # no anchor is its own positive
+        pull = excess.sigmoid()
+        pull_sum[:, rows] += pull.sum(2)
+        total += _softplus(excess).sum()
         if pulled is not None:
-            pulled[:, rows].baddbmm_(pull, z[:, cols])
-            pulled[:, cols].baddbmm_(pull.mT, z[:, rows])
-    return total, pulls
+            pulled[:, rows].baddbmm_(pull, others)
+            pulled[:, columns].baddbmm_(pull.mT, own)
+    return total, pull_sum
 
 
-def _softplus_(x: Tensor) -> Tensor:
-    """log(1 + exp(x)) to full relative precision, in place.
-
-    max(x, 0) + 2 atanh(v / (v + 2)) with v = exp(-|x|); log1p takes ten times as long on some CPUs.
-    """
-    v = x.abs().neg_().exp_()
-    return x.clamp_(min=0).add_(v.div_(v + 2).atanh_(), alpha=2)
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)) to full relative precision."""
+    return F.softplus(x, threshold=_SOFTPLUS_IS_LINEAR)

@@ -12,8 +12,7 @@ class Projector(nn.Module):
     """hidden_layers x [1x1 convolution, ReLU, norm], then a 1x1 convolution; (N, C, h, w) to (N, D, h, w).
 
     The paper uses two hidden layers, the released code one. The first keeps the width of the feature map, further ones
-    have the width of the output. Embeddings are not normalised here: only those that are sampled need it. Nor need the
-    others the last layer: a training passes the map of `hidden` and the layer `last` to `MultiScaleContrast`.
+    have the width of the output. Embeddings are not normalised here: only those that are sampled need it.
 
     Attributes:
         hidden: the hidden layers, (N, C, h, w) to (N, C', h, w).
@@ -35,7 +34,8 @@ class Projector(nn.Module):
             norm: makes a normalisation layer, given its number of channels.
         """
         super().__init__()
-        layers, width = [], in_channels
+        layers: list[nn.Module] = []
+        width = in_channels
         for i in range(hidden_layers):
             hidden = in_channels if i == 0 else out_channels
             layers += [nn.Conv2d(width, hidden, 1, bias=False), nn.ReLU(inplace=True), norm(hidden)]
@@ -44,7 +44,17 @@ class Projector(nn.Module):
         self.last = nn.Linear(width, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.hidden(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        embeddings: Tensor = self.last(self.hidden(x).permute(0, 2, 3, 1))
+        return embeddings.permute(0, 3, 1, 2)
+
+    def project_vectors(self, vectors: Tensor) -> Tensor:
+        """Project the vectors (A, C) at some positions alone, two at least, as a map that has no others; (A, D).
+
+        Norms take their statistics over these vectors.
+        """
+        one_map = vectors[None, :, None].permute(0, 3, 1, 2)  # (1, C, A, 1), channels last
+        embeddings: Tensor = self(one_map)
+        return embeddings.permute(0, 2, 3, 1)[0, :, 0]
 
 
 class _ChannelsLast(nn.Sequential):
@@ -52,4 +62,5 @@ class _ChannelsLast(nn.Sequential):
     piece."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.contiguous(memory_format=torch.channels_last))
+        projected: Tensor = super().forward(x.contiguous(memory_format=torch.channels_last))
+        return projected

@@ -20,6 +20,9 @@ CONTAINERS = ("model", "state_dict", "model_state")
 ZIP = b"PK\x03\x04"
 LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
+# Where projectors stood before they belonged to the contrastive branch.
+OLD_PROJECTORS = re.compile(r"^((?:module\.)*)projectors\.")
+
 logger = logging.getLogger(__name__)
 
 
@@ -47,6 +50,13 @@ class ContrastCheckpointer(DetectionCheckpointer):
         self._path = ""
 
     def _load_file(self, filename: str) -> dict:
+        checkpoint = self._read_file(filename)
+        for weights in (checkpoint["model"], checkpoint.get("average", {})):
+            for name in [name for name in weights if OLD_PROJECTORS.match(name)]:
+                weights[OLD_PROJECTORS.sub(r"\1contrast.projectors.", name)] = weights.pop(name)
+        return checkpoint
+
+    def _read_file(self, filename: str) -> dict:
         self._path = filename
         kind = file_kind(filename)
         if kind == "safetensors":

@@ -9,7 +9,7 @@ from detectron2.data import Metadata
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..contrast.anchors import resize_labels
+from ..contrast import resize_labels
 from ..data import SemSegMapper, read_label
 
 # Positions that one image may give to a class, so that a class is seen in many images.
@@ -82,7 +82,7 @@ def sample_vectors(
                 *(0, max(feature.shape[2] * stride - label.shape[0], 0)),
             )
             padded = F.pad(label.cpu(), missing, value=ignore_label)
-            classes = resize_labels(feature, padded[None]).flatten().numpy()
+            classes = resize_labels(padded[None], feature.shape[2:]).flatten().numpy()
             keep = _per_class(np.where(classes == ignore_label, -1, classes), per_image, generators[name])
             vectors = feature[0].flatten(1).t()[keep].numpy()
             if not np.isfinite(vectors).all():
@@ -122,7 +122,7 @@ def sample_features(
             label = torch.from_numpy(read_label(dataset_dict["sem_seg_file_name"], metadata).astype(np.int64))
             raw = {name: features[name] for name in names}
             projected = {after[name]: embeddings[name] for name in names if name in embeddings}
-            yield {**raw, **projected}, resize_labels(inputs["image"][None], label[None])[0]
+            yield {**raw, **projected}, resize_labels(label[None], inputs["image"].shape[1:])[0]
 
     strides = {key: shapes[name].stride for name in names for key in (name, after[name])}
     sampled = sample_vectors(maps(), strides, ignore_label=metadata.get("ignore_label", 255), seed=seed)

@@ -1,6 +1,6 @@
 """The meta-architecture: a semantic segmentor that is also trained by contrasting its feature maps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -15,14 +15,13 @@ from detectron2.modeling import (
 from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from d2_contrast.contrast import MultiScaleContrast, Projector
+from d2_contrast.contrast import AnchorSampler, ContrastiveBranch, MultiScaleContrast, Projector, describe_anchors
 
 from .features import select_features
 
 # What a network is trained with but does not need for a prediction, by the start of its tensors' names.
-TRAINING_ONLY = ("aux_head.", "projectors.")
+TRAINING_ONLY = ("aux_head.", "contrast.")
 
 
 @META_ARCH_REGISTRY.register()
@@ -37,23 +36,20 @@ class ContrastiveSegmentor(SemanticSegmentor):
         self,
         *,
         aux_head: nn.Module | None = None,
-        projectors: Mapping[str, Projector] | None = None,
-        criterion: MultiScaleContrast | None = None,
+        contrast: ContrastiveBranch | None = None,
         log_period: int = 20,
         **kwargs,
     ):
         """
         Args:
             aux_head: a second segmentation head.
-            projectors: one for each feature map to contrast, by name; None for no contrastive branch.
-            criterion: the contrastive loss of their embeddings.
+            contrast: the contrastive losses of feature maps.
             log_period: iterations between two logs of the anchors' statistics; 0 for none.
             kwargs: see SemanticSegmentor.
         """
         super().__init__(**kwargs)
         self.aux_head = aux_head
-        self.projectors = nn.ModuleDict(projectors or {})
-        self.criterion = criterion
+        self.contrast = contrast
         self.log_period = log_period
 
     @classmethod
@@ -71,8 +67,7 @@ class ContrastiveSegmentor(SemanticSegmentor):
         if cfg.MODEL.AUX_HEAD.NAME:
             args["aux_head"] = SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.AUX_HEAD.NAME)(cfg, shapes)
         if cfg.MODEL.CONTRAST.ENABLED:
-            args["projectors"] = build_projectors(cfg, shapes)
-            args["criterion"] = build_criterion(cfg)
+            args["contrast"] = build_contrast(cfg, shapes)
             args["log_period"] = cfg.MODEL.CONTRAST.LOG_PERIOD
         return args
 
@@ -95,9 +90,8 @@ class ContrastiveSegmentor(SemanticSegmentor):
         if self.aux_head is not None:
             _, aux_losses = self.aux_head(features, targets.tensor)
             losses.update({name.replace("loss_", "loss_aux_", 1): loss for name, loss in aux_losses.items()})
-        if self.criterion is not None:
-            hidden = {name: projector.hidden(features[name]) for name, projector in self.projectors.items()}
-            losses.update(self._contrast(hidden, targets.tensor))
+        if self.contrast is not None:
+            losses.update(self._contrast(self.contrast, features, targets.tensor))
         return losses
 
     @torch.no_grad()
@@ -108,7 +102,7 @@ class ContrastiveSegmentor(SemanticSegmentor):
     @torch.no_grad()
     def embed(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Project feature maps to unit-length embeddings, {name: (N, D, h, w)}; {} without contrastive branch."""
-        return {name: F.normalize(projector(features[name])) for name, projector in self.projectors.items()}
+        return {} if self.contrast is None else self.contrast.embed(features)
 
     def _images(self, batched_inputs: list[dict]) -> ImageList:
         images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
@@ -118,55 +112,71 @@ class ContrastiveSegmentor(SemanticSegmentor):
         divisibility, constraints = self.backbone.size_divisibility, self.backbone.padding_constraints
         return ImageList.from_tensors(tensors, divisibility, value, constraints)
 
-    @torch.compiler.disable  # reads the iteration and writes logs
-    def _contrast(self, hidden: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
-        last_layers = {name: projector.last for name, projector in self.projectors.items()}
+    @torch.compiler.disable(recursive=False)  # reads the iteration and writes logs; what it calls may be compiled
+    def _contrast(self, branch: ContrastiveBranch, features: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
         storage = get_event_storage() if has_event_storage() else None
         iteration = storage.iter if storage else None
         if not storage or not self.log_period or iteration % self.log_period:
-            return self.criterion(hidden, targets, iteration, last_layers=last_layers)
-        losses, stats = self.criterion(hidden, targets, iteration, with_stats=True, last_layers=last_layers)
+            return branch(features, targets, iteration)
+        anchor_sets = branch.sample(features, targets)
         # A similarity is NaN where a scale has no pair of that kind: there is nothing to log then.
-        storage.put_scalars(
-            smoothing_hint=False, **{k: v for k, v in ((k, float(v)) for k, v in stats.items()) if v == v}
-        )
-        return losses
+        stats = {name: float(value) for name, value in describe_anchors(anchor_sets).items()}
+        storage.put_scalars(smoothing_hint=False, **{name: value for name, value in stats.items() if value == value})
+        return branch.losses(anchor_sets, iteration)
 
 
-def build_projectors(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> dict[str, Projector]:
-    """Build one projector for each of ``cfg.MODEL.CONTRAST.IN_FEATURES`` of a backbone with these output shapes."""
+# Keys of MODEL.CONTRAST for arguments that have another name; for all others it is that name in capitals.
+_KEYS = {
+    "unit": "SAMPLER",
+    "scales": "IN_FEATURES",
+    "pairs": "CROSS_SCALE_PAIRS",
+    "ms_weight": "LOSS_WEIGHT_MULTI_SCALE",
+    "cs_weight": "LOSS_WEIGHT_CROSS_SCALE",
+}
+
+
+def build_contrast(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> ContrastiveBranch:
+    """Build the contrastive branch that ``cfg.MODEL.CONTRAST`` describes, for a backbone with these output shapes.
+
+    Raises:
+        ValueError: a key is out of range or contradicts another one; the message names it.
+    """
     contrast = cfg.MODEL.CONTRAST
-    return {
+    names, pairs = contrast.IN_FEATURES, [tuple(pair) for pair in contrast.CROSS_SCALE_PAIRS]
+    projectors = {
         name: Projector(
             shape.channels, contrast.EMBEDDING_DIM, contrast.PROJECTOR_LAYERS, lambda c: get_norm(contrast.NORM, c)
         )
-        for name, shape in select_features(shapes, contrast.IN_FEATURES, "MODEL.CONTRAST.IN_FEATURES").items()
+        for name, shape in select_features(shapes, names, "MODEL.CONTRAST.IN_FEATURES").items()
     }
-
-
-def build_criterion(cfg: CfgNode) -> MultiScaleContrast:
-    """Build the contrastive loss that ``cfg.MODEL.CONTRAST`` describes.
-
-    Raises:
-        ValueError: its keys contradict each other.
-    """
-    contrast = cfg.MODEL.CONTRAST
     try:
-        return MultiScaleContrast(
-            in_features=contrast.IN_FEATURES,
-            scale_weights=contrast.SCALE_WEIGHTS,
-            cross_scale_pairs=contrast.CROSS_SCALE_PAIRS,
-            cross_scale_weights=contrast.CROSS_SCALE_WEIGHTS,
+        sampler = AnchorSampler(
+            unit=contrast.SAMPLER,
+            max_anchors=contrast.MAX_ANCHORS,
+            max_per_group=contrast.MAX_PER_GROUP,
+            min_per_group=contrast.MIN_PER_GROUP,
+            ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            gather=contrast.GATHER,
+        )
+        criterion = MultiScaleContrast(
+            _weigh("IN_FEATURES", names, "SCALE_WEIGHTS", contrast.SCALE_WEIGHTS),
+            _weigh("CROSS_SCALE_PAIRS", pairs, "CROSS_SCALE_WEIGHTS", contrast.CROSS_SCALE_WEIGHTS),
+            sampler=sampler,
             ms_weight=contrast.LOSS_WEIGHT_MULTI_SCALE,
             cs_weight=contrast.LOSS_WEIGHT_CROSS_SCALE,
             temperature=contrast.TEMPERATURE,
-            sampler=contrast.SAMPLER,
-            max_anchors=contrast.MAX_ANCHORS,
-            max_per_class=contrast.MAX_PER_CLASS or None,
-            min_per_class=contrast.MIN_PER_CLASS,
-            ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             warmup_iters=contrast.WARMUP_ITERS,
-            gather=contrast.GATHER,
         )
+        return ContrastiveBranch(projectors, criterion, contrast.PROJECT)
     except ValueError as error:
-        raise ValueError(f"MODEL.CONTRAST: {error}") from error
+        argument, _, problem = str(error).partition(" ")
+        raise ValueError(f"MODEL.CONTRAST.{_KEYS.get(argument, argument.upper())} {problem}") from error
+
+
+def _weigh(key: str, names: Sequence, weights_key: str, weights: Sequence[float]) -> dict:
+    """{name: weight}, from two lists of the config."""
+    if len(set(names)) < len(names):
+        raise ValueError(f"{key} must not repeat an entry, got {names}")
+    if len(weights) != len(names):
+        raise ValueError(f"{weights_key} must have one entry for each of {key}, {names}, got {weights}")
+    return dict(zip(names, weights))

@@ -1,7 +1,7 @@
 """Losses of one logit vector per pixel, by name in PIXEL_LOSS_REGISTRY.
 
 All take logits (N, K, H, W) of any floating type and targets (N, H, W) of train ids, compute in float32 or better,
-leave out targets equal to the ignore label, and are zero, with zero gradients, where nothing is left.
+leave out targets below 0 or equal to the ignore label, and are zero, with zero gradients, where nothing is left.
 """
 
 import math
@@ -57,11 +57,13 @@ class CrossEntropy(nn.Module):
         }
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        valid = _valid(targets, self.ignore_label)
+        targets = targets.masked_fill(~valid, self.ignore_label)
         total = F.cross_entropy(
             logits.float(), targets, self.class_weights, ignore_index=self.ignore_label, reduction="sum"
         )
         # Not reduction="mean", which divides by zero where every pixel is ignored.
-        return total / self._weigh(targets, targets != self.ignore_label).sum().clamp(min=_tiny(total))
+        return total / self._weigh(targets, valid).sum().clamp(min=_tiny(total))
 
     def _weigh(self, targets: Tensor, counts: Tensor) -> Tensor:
         """Weight of each pixel: that of its class, 0 where it does not count; all (N, H, W)."""
@@ -101,8 +103,9 @@ class OHEM(CrossEntropy):
         return {**super().from_config(cfg), "threshold": loss.OHEM_THRESHOLD, "min_kept": loss.OHEM_MIN_KEPT}
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        valid = _valid(targets, self.ignore_label)
+        targets = targets.masked_fill(~valid, self.ignore_label)
         losses = F.cross_entropy(logits.float(), targets, ignore_index=self.ignore_label, reduction="none")
-        valid = targets != self.ignore_label
         candidates = losses.detach()[valid]
         hard = losses.detach() > self.max_easy_loss
         if len(candidates):
@@ -130,7 +133,7 @@ class LovaszSoftmax(nn.Module):
         return {"ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        valid = targets != self.ignore_label
+        valid = _valid(targets, self.ignore_label)
         probabilities = logits.float().softmax(dim=1).movedim(1, 0)[:, valid]  # (K, P)
         targets = targets[valid]
         terms = []
@@ -198,7 +201,7 @@ class RMI(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.float()
-        valid = targets != self.ignore_label
+        valid = _valid(targets, self.ignore_label)
         mask = valid.unsqueeze(1)
         labels = F.one_hot(targets.masked_fill(~valid, 0), self.num_classes).movedim(3, 1).float() * mask
         entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
@@ -220,6 +223,11 @@ class RMI(nn.Module):
         pooled = F.avg_pool2d(maps, self.stride)
         regions = F.unfold(pooled.double(), self.radius).unflatten(1, (self.num_classes, -1))
         return regions - regions.mean(dim=-1, keepdim=True)
+
+
+def _valid(targets: Tensor, ignore_label: int) -> Tensor:
+    """Which pixels count: those of a class."""
+    return (targets >= 0) & (targets != ignore_label)
 
 
 def _tiny(x: Tensor) -> float:

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2_contrast.contrast import info_nce, supervised_info_nce
+from d2_contrast.contrast import AnchorSet, supervised_info_nce
+from d2_contrast.contrast.info_nce import info_nce
+from d2_contrast.contrast.score_tiles import Tiling
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -48,11 +50,27 @@ def unit(*shape, seed=0, dtype=torch.float64):
     return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=1).to(dtype)
 
 
-def value_and_gradients(za, ya, zb=None, yb=None, temperature=0.1):
+def small_tiling(size, kept=0):
+    """Bands and tiles of this many anchors; tiles are kept up to this many scores."""
+    return Tiling(band_rows=size, band_scores=5 * size, tile_rows=size, kept_scores=kept)
+
+
+# None is the tiling of the device.
+TILINGS = [None, small_tiling(16)]
+
+
+def loss_of(za, ya, zb=None, yb=None, temperature=0.1, tiling=None):
+    """The loss as callers get it, or with another tiling."""
+    if tiling is None:
+        return supervised_info_nce(za, ya, zb, yb, temperature)
+    return info_nce(AnchorSet(za, ya), None if zb is None else AnchorSet(zb, yb), temperature, tiling)
+
+
+def value_and_gradients(za, ya, zb=None, yb=None, **options):
     """The loss and its gradients for za and zb."""
     leaves = [z.detach().clone().requires_grad_() for z in (za, zb) if z is not None]
     args = (leaves[0], ya) if zb is None else (leaves[0], ya, leaves[1], yb)
-    value = supervised_info_nce(*args, temperature=temperature)
+    value = loss_of(*args, **options)
     return value.detach(), torch.autograd.grad(value, leaves)
 
 
@@ -78,10 +96,10 @@ class Expected:
         self.terms = [t.norm() for t in ([terms[0] + terms[1]] if within else terms)]
 
 
-def assert_matches(reference, *sets, rtol=1e-5, terms_may_cancel=False, **kwargs):
-    """supervised_info_nce agrees with a reference, the gradients in norm, relative to themselves or to their terms."""
-    value, grads = value_and_gradients(*sets, **kwargs)
-    expected = Expected(reference, *sets, **kwargs)
+def assert_matches(reference, *sets, rtol=1e-5, terms_may_cancel=False, temperature=0.1, tiling=None):
+    """The loss agrees with a reference, the gradients in norm, relative to themselves or to their terms."""
+    value, grads = value_and_gradients(*sets, temperature=temperature, tiling=tiling)
+    expected = Expected(reference, *sets, temperature=temperature)
     assert value.item() == pytest.approx(expected.value.item(), rel=rtol, abs=0)
     for grad, expected_grad, terms in zip(grads, expected.grads, expected.terms):
         error = (grad.cpu().double() - expected_grad).norm()
@@ -108,34 +126,21 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("tile", [3, 8, 1000])
 @pytest.mark.parametrize("kept", [0, 50, 10000])
-def test_within_a_set(layout, kept, tile, device, monkeypatch):
-    set_tiling(monkeypatch, tile, kept)
+def test_within_a_set(layout, kept, tile, device):
     labels = torch.tensor(LAYOUTS[layout], device=device)
     anchors = unit(len(labels), 6, dtype=torch.float32).to(device)
-    assert_matches(loop_over_pairs, anchors, labels)
+    assert_matches(loop_over_pairs, anchors, labels, tiling=small_tiling(tile, kept))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("other", LAYOUTS)
 @pytest.mark.parametrize("band", [4, 1000])
-def test_across_sets(layout, other, band, device, monkeypatch):
-    set_tiling(monkeypatch, band)
+def test_across_sets(layout, other, band, device):
     ya, yb = torch.tensor(LAYOUTS[layout], device=device), torch.tensor(LAYOUTS[other], device=device)
     za = unit(len(ya), 6, seed=1, dtype=torch.float32).to(device)
     zb = unit(len(yb), 6, seed=2, dtype=torch.float32).to(device)
-    assert_matches(loop_over_pairs, za, ya, zb, yb)
-
-
-def set_tiling(monkeypatch, size, kept=0):
-    """Bands and tiles of so many anchors; tiles are kept up to so many scores."""
-    tiling = info_nce._Tiling(band_rows=size, band_scores=5 * size, tile_rows=size, kept_scores=kept)
-    monkeypatch.setattr(info_nce, "_TILING", {"cpu": tiling, "cuda": tiling})
-
-
-@pytest.fixture(params=[16, 1000])
-def any_tiling(request, monkeypatch):
-    set_tiling(monkeypatch, request.param)
+    assert_matches(loop_over_pairs, za, ya, zb, yb, tiling=small_tiling(band))
 
 
 @st.composite
@@ -160,10 +165,9 @@ def sets(draw):
 @given(sets())
 def test_any_sets(case):
     za, ya, zb, yb, temperature, tile, kept = case
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        set_tiling(monkeypatch, tile, kept)
-        assert_matches(loop_over_pairs, za, ya, temperature=temperature, terms_may_cancel=True)
-        assert_matches(loop_over_pairs, za, ya, zb, yb, temperature=temperature, terms_may_cancel=True)
+    options = dict(temperature=temperature, tiling=small_tiling(tile, kept), terms_may_cancel=True)
+    assert_matches(loop_over_pairs, za, ya, **options)
+    assert_matches(loop_over_pairs, za, ya, zb, yb, **options)
 
 
 def test_textbook_is_the_loop():
@@ -186,18 +190,18 @@ def test_more_anchors_than_a_tile(classes, temperature):
 
 
 @pytest.mark.parametrize("tile", [3, 100])
-def test_gradcheck(tile, monkeypatch):
-    set_tiling(monkeypatch, tile)
+def test_gradcheck(tile):
+    tiling = small_tiling(tile)
     za, zb = unit(9, 4, seed=1).requires_grad_(), unit(7, 4, seed=2).requires_grad_()
     ya, yb = torch.tensor([2, 0, 1, 0, 2, 2, 2, 5, 0]), torch.tensor([0, 1, 1, 2, 0, 7, 7])
-    assert torch.autograd.gradcheck(lambda z: supervised_info_nce(z, ya), za)
-    assert torch.autograd.gradcheck(lambda a, b: supervised_info_nce(a, ya, b, yb), (za, zb))
+    assert torch.autograd.gradcheck(lambda z: loss_of(z, ya, tiling=tiling), za)
+    assert torch.autograd.gradcheck(lambda a, b: loss_of(a, ya, b, yb, tiling=tiling), (za, zb))
 
 
-@pytest.mark.usefixtures("any_tiling")
+@pytest.mark.parametrize("tiling", TILINGS)
 @pytest.mark.parametrize("temperature", [0.01, 0.014, 0.0145, 0.02, 0.1, 1.0])
 @pytest.mark.parametrize("kind", ["identical", "opposite", "positives far, negatives near", "random"])
-def test_stable_for_any_unit_vectors(kind, temperature):
+def test_stable_for_any_unit_vectors(kind, temperature, tiling):
     labels = torch.arange(40) // 10
     z = unit(40, 8, seed=5, dtype=torch.float32)
     if kind == "identical":
@@ -206,30 +210,32 @@ def test_stable_for_any_unit_vectors(kind, temperature):
         z = z[:1] * (1 - 2 * (labels % 2))[:, None]
     elif kind == "positives far, negatives near":
         z = z[:1] * (1 - 2 * (torch.arange(40) % 2))[:, None]
-    assert_matches(loop_over_pairs, z, labels, temperature=temperature, terms_may_cancel=True)
-    assert_matches(loop_over_pairs, z, labels, -z, labels, temperature=temperature, terms_may_cancel=True)
+    options = dict(temperature=temperature, tiling=tiling, terms_may_cancel=True)
+    assert_matches(loop_over_pairs, z, labels, **options)
+    assert_matches(loop_over_pairs, z, labels, -z, labels, **options)
 
 
-@pytest.mark.usefixtures("any_tiling")
-def test_smallest_sum_of_negatives():
+@pytest.mark.parametrize("tiling", TILINGS)
+def test_smallest_sum_of_negatives(tiling):
     """Negatives opposite to the anchor: n_i is the smallest that it can be, and must not become 0."""
     z = torch.tensor([[1.0, 0], [1, 0], [-1, 0], [-1, 0]])
     labels = torch.tensor([0, 0, 1, 1])
     for temperature in (0.01, 0.0143, 0.02, 0.1):
         expected = math.log1p(2 * math.exp(-2 / temperature))
-        value = supervised_info_nce(z.double(), labels, temperature=temperature)
+        value = loss_of(z.double(), labels, temperature=temperature, tiling=tiling)
         assert value.item() == pytest.approx(expected, rel=1e-9, abs=0)
-    assert supervised_info_nce(z, labels, temperature=0.05).item() == pytest.approx(2 * math.exp(-40), rel=1e-5, abs=0)
+    value = loss_of(z, labels, temperature=0.05, tiling=tiling)
+    assert value.item() == pytest.approx(2 * math.exp(-40), rel=1e-5, abs=0)
 
 
-@pytest.mark.usefixtures("any_tiling")
+@pytest.mark.parametrize("tiling", TILINGS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_half_precision(dtype, autocast):
+def test_half_precision(dtype, autocast, tiling):
     labels = torch.arange(60) % 4
     z = unit(60, 16, seed=6, dtype=dtype).requires_grad_()
     with torch.autocast("cpu", dtype=dtype, enabled=autocast):
-        value = supervised_info_nce(z, labels)
+        value = loss_of(z, labels, tiling=tiling)
         value.backward()
     expected = Expected(loop_over_pairs, z, labels)
     assert value.dtype == torch.float32 and z.grad.dtype == dtype
@@ -237,13 +243,13 @@ def test_half_precision(dtype, autocast):
     assert (z.grad.double() - expected.grads[0]).norm() <= torch.finfo(dtype).eps * expected.grads[0].norm()
 
 
-@pytest.mark.usefixtures("any_tiling")
-def test_float32_under_autocast_is_not_rounded():
+@pytest.mark.parametrize("tiling", TILINGS)
+def test_float32_under_autocast_is_not_rounded(tiling):
     labels = torch.arange(60) % 4
     z = unit(60, 16, seed=6, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert_matches(loop_over_pairs, z, labels)
-        assert_matches(loop_over_pairs, z, labels, z.flip(0), labels)
+        assert_matches(loop_over_pairs, z, labels, tiling=tiling)
+        assert_matches(loop_over_pairs, z, labels, z.flip(0), labels, tiling=tiling)
 
 
 @pytest.mark.parametrize("a, b", [(0, None), (0, 3), (3, 0), (0, 0)])
@@ -278,11 +284,11 @@ def test_a_second_backward_pass_gives_the_same_gradients():
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
 
 
-@pytest.mark.usefixtures("any_tiling")
-def test_order_of_anchors_does_not_matter():
+@pytest.mark.parametrize("tiling", TILINGS)
+def test_order_of_anchors_does_not_matter(tiling):
     z, labels, order = unit(50, 8), torch.arange(50) // 10, torch.randperm(50)
-    value, (grad,) = value_and_gradients(z, labels)
-    shuffled, (shuffled_grad,) = value_and_gradients(z[order], labels[order])
+    value, (grad,) = value_and_gradients(z, labels, tiling=tiling)
+    shuffled, (shuffled_grad,) = value_and_gradients(z[order], labels[order], tiling=tiling)
     torch.testing.assert_close(shuffled, value)
     torch.testing.assert_close(shuffled_grad, grad[order])
 
@@ -296,6 +302,11 @@ def test_order_of_anchors_does_not_matter():
         (dict(anchor_labels=torch.zeros(4)), "labels of anchors must be 4 integers"),
         (dict(contrast=torch.zeros(3, 2)), "given together"),
         (dict(contrast=torch.zeros(3, 5), contrast_labels=torch.zeros(3, dtype=torch.long)), "got 2 and 5"),
+        (dict(contrast_labels=torch.zeros(3, dtype=torch.long)), "given together"),
+        (
+            dict(contrast=torch.zeros(3, 2), contrast_labels=torch.zeros(2, dtype=torch.long)),
+            "labels of contrast must be 3 integers",
+        ),
         (dict(temperature=0.0), "at least 0.002, got 0.0"),
         (dict(temperature=0.001), "at least 0.002, got 0.001"),
     ],
@@ -304,6 +315,35 @@ def test_bad_input(change, message):
     args = dict(anchors=torch.zeros(4, 2), anchor_labels=torch.zeros(4, dtype=torch.long)) | change
     with pytest.raises(ValueError, match=message):
         supervised_info_nce(**args)
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        (lambda z: z[5].fill_(2 / 64**0.5), "number 5, which is not of unit length but 2:"),
+        (lambda z: z[5].fill_(0.5 / 64**0.5), "number 5, which is not of unit length but 0.5:"),
+        (lambda z: z[5, 1].fill_(math.nan), "number 5, which is not finite"),
+        (lambda z: z[5, 1].fill_(math.inf), "number 5, which is not finite"),
+        (lambda z: z[5, 1].fill_(-math.inf), "number 5, which is not finite"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_vectors_that_are_not_sound(dtype, change, problem, across):
+    z, labels = unit(20, 64, dtype=dtype), torch.arange(20) % 4
+    sound = z.clone()
+    change(z)
+    sets, name = ((sound, labels, z, labels), "contrast") if across else ((z, labels), "anchors")
+    with pytest.raises(ValueError, match=f"{name}: 1 of 20 vectors are wrong, the first is {problem}"):
+        supervised_info_nce(*sets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_normalising_gives_is_sound(dtype):
+    """Also in half precision, and of vectors of zeros."""
+    z = F.normalize(torch.randn(2000, 16).mul(torch.logspace(-3, 3, 2000)[:, None]).to(dtype), dim=1)
+    z[7] = 0
+    assert supervised_info_nce(z, torch.arange(2000) % 4).isfinite()
 
 
 @pytest.mark.parametrize("across", [False, True])

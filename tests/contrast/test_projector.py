@@ -52,3 +52,11 @@ def test_it_is_a_stack_of_1x1_convolutions(hidden_layers):
     last.weight.data, last.bias.data = projector.last.weight[..., None, None].data, projector.last.bias.data
     x = torch.randn(2, 12, 5, 7)
     torch.testing.assert_close(projector(x), last(nn.Sequential(*projector.hidden)(x)))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, lambda channels: nn.GroupNorm(2, channels)])
+def test_vectors_are_projected_as_a_map_of_their_own(norm):
+    projector = Projector(12, 8, norm=norm)
+    vectors = torch.randn(35, 12)
+    one_map = vectors.t().reshape(1, 12, 5, 7)
+    torch.testing.assert_close(projector.project_vectors(vectors), projector(one_map)[0].flatten(1).t())

@@ -8,6 +8,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from foreign_models import detectron2_resnet, randomise
 from safetensors.torch import save_file
 from tiny_models import make_batch, small_model
+from torch.optim.swa_utils import AveragedModel
 
 from d2_contrast.engine.checkpoint import ContrastCheckpointer, file_kind
 from d2_contrast.modeling.backbone import UPerFPN
@@ -142,11 +143,55 @@ def test_baseline_into_contrastive_model_and_back(tmp_path, caplog):
     model = small_model(UPER)
     with caplog.at_level(logging.INFO, "d2_contrast"):
         ContrastCheckpointer(model).load(str(tmp_path / "baseline.pth"))
-    assert "missing: aux_head (2), projectors (48), sem_seg_head (2); unused: none" in caplog.text
+    assert "missing: aux_head (2), contrast (48), sem_seg_head (2); unused: none" in caplog.text
     assert "of another shape: aux_head.predictor.bias, aux_head.predictor.weight, sem_seg" in caplog.text
     assert torch.equal(model.sem_seg_head.fuse.weight, baseline.sem_seg_head.fuse.weight)
     caplog.clear()
     ContrastCheckpointer(model, str(tmp_path)).save("contrast")
     with caplog.at_level(logging.INFO, "d2_contrast"):
         ContrastCheckpointer(baseline).load(str(tmp_path / "contrast.pth"))
-    assert "unused: projectors (" in caplog.text
+    assert "unused: contrast (" in caplog.text
+
+
+def as_before(state):
+    """Names of tensors as they were when projectors stood in the meta-architecture itself."""
+    return {name.replace("contrast.projectors.", "projectors."): value for name, value in state.items()}
+
+
+def test_projectors_of_older_checkpoints_are_found(tmp_path, caplog):
+    """With their moving average and what the optimizer knows of them."""
+    model, older = small_model(UPER), small_model(UPER)
+    for parameter in older.parameters():
+        torch.nn.init.normal_(parameter)
+    average, older_average = AveragedModel(model, use_buffers=True), AveragedModel(older, use_buffers=True)
+    optimizer, older_optimizer = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, older))
+    sum(older(make_batch((64, 64), (64, 64))).values()).backward()
+    older_optimizer.step()
+    older_average.update_parameters(older)
+    checkpoint = {
+        "model": as_before(older.state_dict()),
+        "average": as_before(older_average.state_dict()),
+        "optimizer": older_optimizer.state_dict(),
+    }
+    assert "projectors.res2.last.weight" in checkpoint["model"]
+    assert "module.projectors.res2.last.weight" in checkpoint["average"]
+    torch.save(checkpoint, tmp_path / "older.pth")
+    with caplog.at_level(logging.INFO, "d2_contrast"):
+        ContrastCheckpointer(model, average=average, optimizer=optimizer).load(str(tmp_path / "older.pth"))
+    assert "missing: none; unused: none" in caplog.text
+    for now, then in ((model, older), (average, older_average)):
+        assert all(torch.equal(value, then.state_dict()[name]) for name, value in now.state_dict().items())
+    for now, then in zip(model.parameters(), older.parameters()):
+        momentum, older_momentum = optimizer.state[now], older_optimizer.state[then]
+        assert torch.equal(momentum["momentum_buffer"], older_momentum["momentum_buffer"])
+
+
+@pytest.mark.parametrize("name", ["older.safetensors", "older.pth"])
+def test_weights_alone_of_older_checkpoints(tmp_path, name):
+    older, model = small_model(UPER), small_model(UPER)
+    torch.nn.init.normal_(older.contrast.projectors["res2"].last.weight)
+    (save_file if name.endswith("safetensors") else torch.save)(as_before(older.state_dict()), tmp_path / name)
+    checkpointer = ContrastCheckpointer(model)
+    checkpointer.load(str(tmp_path / name))
+    assert not checkpointer.missing
+    assert torch.equal(*(m.contrast.projectors["res2"].last.weight for m in (older, model)))

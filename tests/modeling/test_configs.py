@@ -52,7 +52,7 @@ RECIPES = {
 def test_builds(monkeypatch, name):
     model = build_on_meta(monkeypatch, CONFIGS / name)
     cfg = load_config(str(CONFIGS / name))
-    assert bool(model.projectors) == cfg.MODEL.CONTRAST.ENABLED == ("contrast" in name)
+    assert (model.contrast is not None) == cfg.MODEL.CONTRAST.ENABLED == ("contrast" in name)
     assert cfg.OUTPUT_DIR == "output/" + name.removesuffix(".yaml")
 
 

@@ -21,7 +21,7 @@ def test_loss_names_and_weights():
 def test_without_contrast_and_auxiliary_head():
     model = small_model(UPER, MODEL__CONTRAST__ENABLED=False, MODEL__AUX_HEAD__NAME="")
     assert list(model(make_batch((64, 64), (64, 64)))) == ["loss_sem_seg"]
-    assert not any(name.startswith(("projectors", "aux_head", "criterion")) for name in model.state_dict())
+    assert not any(name.startswith(("contrast", "aux_head")) for name in model.state_dict())
     assert model.embed(model.eval().extract_features(make_batch((64, 64)))) == {}
 
 
@@ -38,7 +38,7 @@ def test_training_parts_do_not_run_at_inference():
     def fail(*args):
         raise AssertionError("ran at inference")
 
-    for module in (*model.projectors.values(), model.aux_head, model.criterion):
+    for module in (*model.contrast.modules(), model.aux_head):
         module.register_forward_pre_hook(fail)
     assert model(make_batch((64, 64)))[0]["sem_seg"].shape == (5, 64, 64)
     model.train()
@@ -108,11 +108,24 @@ def test_warmup_follows_the_iteration():
         ("CONTRAST__IN_FEATURES", ["res2", "x", "res4", "res5"], "MODEL.CONTRAST.IN_FEATURES .*'p5'.*not .'x'"),
         ("CONTRAST__IN_FEATURES", [], "MODEL.CONTRAST.IN_FEATURES .*an empty list"),
         ("UPER__IN_FEATURES", ["res2", "stem"], "MODEL.UPER.IN_FEATURES .*'res2', 'res3', 'res4', 'res5'.*'stem'"),
-        ("CONTRAST__SCALE_WEIGHTS", [1.0, 0.5], "MODEL.CONTRAST: scale_weights must have one entry for each"),
-        ("CONTRAST__CROSS_SCALE_WEIGHTS", [1.0], "MODEL.CONTRAST: cross_scale_weights must have one entry for each"),
-        ("CONTRAST__CROSS_SCALE_PAIRS", [["res2", "p5"], ["res2", "res4"]], "cross_scale_pairs must be pairs .*'p5'"),
-        ("CONTRAST__TEMPERATURE", 0.0, "MODEL.CONTRAST: .*temperature"),
-        ("CONTRAST__SAMPLER", "none", "MODEL.CONTRAST: sampler must be one of .*'none'"),
+        ("CONTRAST__IN_FEATURES", ["res2", "res2", "res4", "res5"], "MODEL.CONTRAST.IN_FEATURES must not repeat"),
+        ("CONTRAST__SCALE_WEIGHTS", [1.0, 0.5], "MODEL.CONTRAST.SCALE_WEIGHTS must have one entry for each"),
+        ("CONTRAST__CROSS_SCALE_WEIGHTS", [1.0], "MODEL.CONTRAST.CROSS_SCALE_WEIGHTS must have one entry for each"),
+        (
+            "CONTRAST__CROSS_SCALE_PAIRS",
+            [["res2", "p5"], ["res2", "res4"]],
+            "MODEL.CONTRAST.CROSS_SCALE_PAIRS must be of two different names .*'p5'",
+        ),
+        (
+            "CONTRAST__CROSS_SCALE_PAIRS",
+            [["res2", "res4"], ["res2", "res4"]],
+            "MODEL.CONTRAST.CROSS_SCALE_PAIRS must not repeat",
+        ),
+        ("CONTRAST__TEMPERATURE", 0.0, "MODEL.CONTRAST.TEMPERATURE must be at least 0.002, got 0.0"),
+        ("CONTRAST__SAMPLER", "none", "MODEL.CONTRAST.SAMPLER must be one of .*'none'"),
+        ("CONTRAST__PROJECT", "none", "MODEL.CONTRAST.PROJECT must be one of .*'none'"),
+        ("CONTRAST__MAX_ANCHORS", 0, "MODEL.CONTRAST.MAX_ANCHORS must be at least 1, got 0"),
+        ("CONTRAST__WARMUP_ITERS", -1, "MODEL.CONTRAST.WARMUP_ITERS must be at least 0, got -1"),
     ],
 )
 def test_contradictory_configs(key, value, message):
@@ -127,8 +140,22 @@ def test_unknown_feature_of_detectron2s_heads(name):
         ContrastiveSegmentor(small_config(name, MODEL__SEM_SEG_HEAD__IN_FEATURES=["res9"]))
 
 
-def test_compiled_training_forward_changes_no_values():
-    model = small_model(UPER, MODEL__SEM_SEG_HEAD__DROPOUT=0.0, MODEL__AUX_HEAD__DROPOUT=0.0)
+def test_statistics_cost_no_other_draw():
+    """A step that logs has the losses of one that does not."""
+    batch = make_batch((64, 64), (64, 64))
+    results = []
+    for period in (0, 1):
+        model = small_model(UPER, MODEL__CONTRAST__LOG_PERIOD=period, MODEL__SEM_SEG_HEAD__DROPOUT=0.0)
+        torch.manual_seed(0)
+        with EventStorage():
+            results.append(model(batch))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("project", ["dense", "anchors"])
+def test_compiled_training_forward_changes_no_values(project):
+    options = {"MODEL__SEM_SEG_HEAD__DROPOUT": 0.0, "MODEL__AUX_HEAD__DROPOUT": 0.0}
+    model = small_model(UPER, MODEL__CONTRAST__PROJECT=project, **options)
     batch = make_batch((64, 64), (64, 64))
     results = []
     for forward in (model, torch.compile(model, backend="aot_eager")):

@@ -127,4 +127,4 @@ def test_parts_of_the_other_heads(build):
 def test_projectors(build, config, one_layer, two_layers):
     for layers, expected in ((1, one_layer), (2, two_layers)):
         model = build(config, "MODEL.CONTRAST.PROJECTOR_LAYERS", layers)
-        assert count(model.projectors) / 1e6 == pytest.approx(expected, abs=5e-5)
+        assert count(model.contrast) / 1e6 == pytest.approx(expected, abs=5e-5)

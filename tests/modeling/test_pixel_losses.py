@@ -199,6 +199,21 @@ def test_ignored_pixels_do_not_matter(name):
     torch.testing.assert_close(loss(logits, targets), loss(other, targets))
 
 
+@pytest.mark.parametrize("negative", [-1, -100])
+@pytest.mark.parametrize("name", LOSSES)
+def test_negative_targets_are_no_classes(name, negative):
+    """Whatever the ignore label is: they count as pixels with that label do."""
+    logits, targets = sample()
+    expected = LOSSES[name]()(logits, targets)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    some = (targets == IGNORE) & (torch.rand(targets.shape) < 0.5)
+    loss = LOSSES[name]()(logits, targets.masked_fill(some, negative))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close([loss, gradient], [expected, expected_gradient])
+    nothing = LOSSES[name]()(logits, torch.full_like(targets, negative))
+    assert nothing == 0 and not torch.autograd.grad(nothing, logits)[0].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", LOSSES)
 def test_computes_in_float32(name, dtype):

@@ -100,7 +100,7 @@ def test_contrast_costs_nothing_at_inference(name):
     model = small_model(name).eval()
     plain = small_model(name, MODEL__CONTRAST__ENABLED=False).eval()
     missing, unexpected = plain.load_state_dict(model.state_dict(), strict=False)
-    assert not missing and unexpected and all(key.startswith("projectors.") for key in unexpected)
+    assert not missing and unexpected and all(key.startswith("contrast.") for key in unexpected)
     inputs = [{"image": make_batch((64, 96))[0]["image"]}]
     outputs, operators = [], []
     for network in (model, plain):
@@ -142,17 +142,19 @@ def train_with_another(rank):
         options = {
             f"MODEL__{part}__NORM": "BN" for part in ("BACKBONE", "UPER", "SEM_SEG_HEAD", "AUX_HEAD", "CONTRAST")
         }
-        model = DistributedDataParallel(small_model(name, **options), broadcast_buffers=False)
-        batch = make_batch((64, 64), (64, 64), seed=rank)
-        if rank == 1 and name in OURS:
-            for sample in batch:  # no anchors, no valid pixel on one side: nobody may wait for a gradient
-                sample["sem_seg"].fill_(255)
-        for _ in range(2):
-            sum(model(batch).values()).backward()
-        total = torch.stack([parameter.grad.double().abs().sum() for parameter in model.parameters()])
-        totals = [torch.zeros_like(total) for _ in range(2)]
-        dist.all_gather(totals, total)
-        assert total.isfinite().all() and total.sum() > 0 and torch.equal(*totals), name
+        for project in ("dense", "anchors"):
+            network = small_model(name, MODEL__CONTRAST__PROJECT=project, **options)
+            model = DistributedDataParallel(network, broadcast_buffers=False)
+            batch = make_batch((64, 64), (64, 64), seed=rank)
+            if rank == 1 and name in OURS:
+                for sample in batch:  # no anchors, no valid pixel on one side: nobody may wait for a gradient
+                    sample["sem_seg"].fill_(255)
+            for _ in range(2):
+                sum(model(batch).values()).backward()
+            total = torch.stack([parameter.grad.double().abs().sum() for parameter in model.parameters()])
+            totals = [torch.zeros_like(total) for _ in range(2)]
+            dist.all_gather(totals, total)
+            assert total.isfinite().all() and total.sum() > 0 and torch.equal(*totals), (name, project)
 
 
 def test_two_processes(tmp_path):

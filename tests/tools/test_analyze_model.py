@@ -44,7 +44,7 @@ def test_table(name, capsys):
     assert text.startswith("One image of 64 x 96 pixels.")
     assert table["inference"][0] == millions(model.backbone, model.sem_seg_head)
     assert table["training"][0] == millions(model)
-    assert table["projectors"][0] == millions(model.projectors)
+    assert table["projectors"][0] == millions(model.contrast)
     assert ("aux_head" in table) == (model.aux_head is not None)
     assert table["inference"][1] == pytest.approx(table["backbone"][1] + table["sem_seg_head"][1], abs=2e-3)
     extra = table["projectors"][1] + table.get("aux_head", (0, 0))[1]
@@ -76,7 +76,7 @@ def test_a_branch_that_runs_at_inference_would_show(capsys, monkeypatch):
     class Wasteful(tool["Inference"]):
         def __init__(self, model):
             super().__init__(model)
-            self.projectors = model.projectors
+            self.projectors = model.contrast.projectors if model.contrast is not None else nn.ModuleDict()
 
         def forward(self, image):
             features = self.backbone(image)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from d2_contrast.config import default_config
-from d2_contrast.contrast import Projector
+from d2_contrast.contrast import ContrastiveBranch, MultiScaleContrast, Projector
 from d2_contrast.modeling import ContrastiveSegmentor
 
 CLASSES = ["sky", "grass", "cow"]
@@ -38,13 +38,14 @@ class TinyHead(nn.Module):
 def make_model():
     def make(contrast: bool) -> ContrastiveSegmentor:
         torch.manual_seed(0)
-        names = ["fine", "coarse"] if contrast else []
+        projectors = {name: Projector(3, 8, 1) for name in ("fine", "coarse")}
+        criterion = MultiScaleContrast(dict.fromkeys(projectors, 1.0))
         return ContrastiveSegmentor(
             backbone=TinyBackbone(),
             sem_seg_head=TinyHead(),
             pixel_mean=[127.0] * 3,
             pixel_std=[50.0] * 3,
-            projectors={name: Projector(3, 8, 1) for name in names},
+            contrast=ContrastiveBranch(projectors, criterion) if contrast else None,
         )
 
     return make

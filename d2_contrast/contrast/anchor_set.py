@@ -1,0 +1,54 @@
+"""What is contrasted: a set of anchors and their classes."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["AnchorSet"]
+
+# How far the length of an anchor may be from 1, which is what rounding to bfloat16 can do to it.
+_TOLERANCE = 0.01
+
+
+class AnchorSet(NamedTuple):
+    """The anchors of one scale.
+
+    Attributes:
+        anchors: (A, D), unit length.
+        labels: (A,), integer class ids.
+    """
+
+    anchors: Tensor
+    labels: Tensor
+
+    def check(self, name: str) -> None:
+        """Check what a caller made himself.
+
+        Args:
+            name: of the set, for the messages.
+
+        Raises:
+            ValueError: shapes or types do not fit, or an anchor is not finite or not of unit length. Vectors of zeros
+                are taken, since normalising leaves them as they are.
+        """
+        anchors, labels = self
+        if anchors.dim() != 2 or not anchors.is_floating_point():
+            raise ValueError(
+                f"{name} must be floating point of shape (count, dim), got {anchors.dtype} of shape "
+                f"{tuple(anchors.shape)}"
+            )
+        if labels.shape != anchors.shape[:1] or labels.is_floating_point():
+            raise ValueError(
+                f"labels of {name} must be {len(anchors)} integers, got {labels.dtype} of shape {tuple(labels.shape)}"
+            )
+        lengths = anchors.detach().float().norm(dim=1)
+        wrong = ~((lengths - 1).abs() <= _TOLERANCE) & (lengths != 0)  # NaN is wrong, too
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
+            where = f"{name}: {int(wrong.sum())} of {len(anchors)} vectors are wrong, the first is number {first}"
+            if not anchors[first].isfinite().all():
+                raise ValueError(f"{where}, which is not finite")
+            raise ValueError(
+                f"{where}, which is not of unit length but {lengths[first].item():.4g}: normalise them by "
+                "torch.nn.functional.normalize(..., dim=1)"
+            )

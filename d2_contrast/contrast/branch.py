@@ -1,0 +1,109 @@
+"""The contrastive branch of a network: feature maps and labels in, losses out."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .anchor_set import AnchorSet
+from .criterion import MultiScaleContrast
+from .projector import Projector
+
+__all__ = ["ContrastiveBranch"]
+
+Project = Literal["dense", "anchors"]
+
+# No norm has statistics of a single vector.
+_FEWEST_VECTORS = 2
+
+
+class ContrastiveBranch(nn.Module):
+    """Projects feature maps, draws anchors and contrasts them.
+
+    What a loss does not need is not computed. With project "dense" (the paper) the hidden layers of the projectors, and
+    so their norms, see whole maps; the last layer, which treats each position by itself, is applied to the anchors
+    alone. With "anchors" positions are drawn first, for which labels suffice, and nothing but their vectors is
+    projected: no projected map exists, and norms see the balanced anchors.
+    """
+
+    def __init__(self, projectors: Mapping[str, Projector], criterion: MultiScaleContrast, project: Project = "dense"):
+        """
+        Args:
+            projectors: one for each scale of the criterion.
+            criterion: the losses, with their sampler.
+            project: "dense" or "anchors".
+
+        Raises:
+            ValueError: projectors and scales differ, or project is neither of the two.
+        """
+        super().__init__()
+        if set(projectors) != set(criterion.scales):
+            raise ValueError(
+                f"projectors must be one for each scale, {list(criterion.scales)}, got some for {list(projectors)}"
+            )
+        if project not in get_args(Project):
+            raise ValueError(f"project must be one of {get_args(Project)}, got {project!r}")
+        self.projectors = nn.ModuleDict(projectors)
+        self.criterion = criterion
+        self.project = project
+
+    def forward(
+        self, features: Mapping[str, Tensor], labels: Tensor, iteration: int | None = None
+    ) -> dict[str, Tensor]:
+        """The losses of a batch.
+
+        Args:
+            features: (N, C, h, w) by scale; other names are passed over.
+            labels: (N, H, W), integer class ids.
+            iteration: iterations done, from 0; drives the warm-up alone.
+
+        Returns:
+            Weighted scalar losses by name, see `MultiScaleContrast`.
+
+        Raises:
+            ValueError: a scale is missing, shapes do not fit, or the warm-up lacks its iteration.
+        """
+        return self.losses(self.sample(features, labels), iteration)
+
+    def sample(self, features: Mapping[str, Tensor], labels: Tensor) -> dict[str, AnchorSet]:
+        """The first half of forward: the anchors of each scale, for `losses` and, say, `describe_anchors`."""
+        self.criterion.check_names("features", features)
+        if self.project == "dense":
+            maps = {scale: self.projectors[scale].hidden(features[scale]) for scale in self.criterion.scales}
+            return {
+                scale: self.criterion.sampler(hidden, labels, self.projectors[scale].last)
+                for scale, hidden in maps.items()
+            }
+        return {
+            scale: self.criterion.sampler(
+                features[scale], labels, _projection_of_few(self.projectors[scale], features[scale])
+            )
+            for scale in self.criterion.scales
+        }
+
+    def losses(self, anchor_sets: Mapping[str, AnchorSet], iteration: int | None = None) -> dict[str, Tensor]:
+        """The second half of forward: the losses of the anchors that `sample` gave."""
+        return self.criterion.terms(anchor_sets, iteration, check=False)
+
+    def embed(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Project whole maps to unit-length embeddings, {scale: (N, D, h, w)}."""
+        return {scale: F.normalize(projector(features[scale])) for scale, projector in self.projectors.items()}
+
+
+def _projection_of_few(projector: Projector, feature_map: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function that projects vectors (A, C) of a map, however few they are; (A, D).
+
+    Where they are too few for a norm, others of the map join its statistics, and are dropped afterwards. So all
+    parameters get gradients, and all processes call norms that wait for each other.
+    """
+
+    def project(vectors: Tensor) -> Tensor:
+        count = len(vectors)
+        if count < _FEWEST_VECTORS:
+            ends = feature_map[0, :, 0, 0], feature_map[-1, :, -1, -1]
+            vectors = torch.cat([vectors, torch.stack(ends).detach()[count:]])
+        return projector.project_vectors(vectors)[:count]
+
+    return project

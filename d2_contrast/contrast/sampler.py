@@ -1,0 +1,192 @@
+"""Balanced sampling of anchors from a map (Pissas et al., ECCV 2022, Sec. 3.3)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .anchor_set import AnchorSet
+from .balance import choose_positions, share_out
+from .distributed import gather_rows, world
+
+__all__ = ["AnchorSampler", "resize_labels"]
+
+Unit = Literal["class", "image_class"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorSampler:
+    """Draws equally many anchors from each group, uniformly at random: options, their checks, and the drawing.
+
+    With the unit "class" (the paper) a group is a class in the batch. K is the size of the smallest group; every class
+    gives K anchors, divided as equally as possible among the images in which it occurs; an image that has fewer gives
+    all of them and the others make up the rest. With "image_class" (the released code) a group is a class in one image.
+    V is the size of the smallest group, and every group gives V anchors.
+
+    Labels below 0 are no classes, and are left out as the ignore label is.
+
+    Args:
+        unit: what a group is, "class" or "image_class".
+        max_anchors: upper bound on the number of anchors; K or V is lowered to keep it.
+        max_per_group: upper bound on K or V; 0 for no other than that of max_anchors.
+        min_per_group: groups with fewer positions are left out.
+        ignore_label: label of positions that are never drawn.
+        gather: draw from the batches of all processes as if they were one, and return the anchors of all to each (for
+            the gradients see `gather_rows`). The seed is drawn by the first process, from its generator.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    unit: Unit = "class"
+    max_anchors: int = 10_000
+    max_per_group: int = 2500
+    min_per_group: int = 5
+    ignore_label: int = 255
+    gather: bool = False
+
+    def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit):
+            raise ValueError(f"unit must be one of {get_args(Unit)}, got {self.unit!r}")
+        for name, least in (("max_anchors", 1), ("max_per_group", 0), ("min_per_group", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+
+    @torch.compiler.disable
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        project: Callable[[Tensor], Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AnchorSet:
+        """Draw the anchors of a batch.
+
+        Args:
+            embeddings: (N, D, h, w), or (N, C, h, w) in front of project.
+            labels: (N, H, W), integer class ids; brought to (h, w) by nearest neighbour.
+            project: maps the vectors at the drawn positions, (A, C), to embeddings (A, D).
+            generator: source of the random numbers, on any device; None takes the global one. On the CPU if gather.
+
+        Returns:
+            Anchors at unit length, in float32 or float64, sorted by class. There may be none.
+
+        Raises:
+            ValueError: shapes do not fit, or labels are not integers.
+        """
+        if embeddings.dim() != 4 or labels.dim() != 3 or not 0 < len(labels) == len(embeddings):
+            raise ValueError(
+                "embeddings must be (N, D, h, w) and labels (N, H, W) with the same N, "
+                f"got {tuple(embeddings.shape)} and {tuple(labels.shape)}"
+            )
+        labels = resize_labels(labels, embeddings.shape[2:])
+        image_sizes = [labels[0].numel()] * len(labels)
+        labels = labels.flatten()
+        if self.gather:
+            return self._draw_from_all(embeddings, labels, image_sizes, project, generator)
+        chosen = self.choose(labels, image_sizes, generator)
+        return AnchorSet(_take(embeddings, chosen, project), labels[chosen])
+
+    def choose(self, labels: Tensor, image_sizes: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """Choose positions alone.
+
+        Args:
+            labels: (P,), integers below 2^31 / number of images, class of each position, image after image.
+            image_sizes: number of positions of each image; P in all.
+            generator: see `__call__`.
+
+        Returns:
+            (A,), indices of the chosen positions, sorted by class.
+        """
+        return choose_positions(labels, image_sizes, self._quotas, self.ignore_label, generator)
+
+    def _quotas(self, counts: Tensor) -> Tensor:
+        """How many of the positions of each class in each image are drawn, both (classes, images)."""
+        groups = counts.sum(1, keepdim=True) if self.unit == "class" else counts
+        eligible = groups >= self.min_per_group
+        num_groups = int(eligible.sum())
+        if not num_groups:
+            return torch.zeros_like(counts)
+        quota = min(int(groups[eligible].min()), self.max_anchors // num_groups)
+        if self.max_per_group:
+            quota = min(quota, self.max_per_group)
+        return share_out(counts * eligible, quota) if self.unit == "class" else eligible * quota
+
+    def _draw_from_all(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        image_sizes: list[int],
+        project: Callable[[Tensor], Tensor] | None,
+        generator: torch.Generator | None,
+    ) -> AnchorSet:
+        """Choose from the labels of all processes; each takes its own anchors from its map, and all are gathered."""
+        rank, world_size = world()
+        seed = torch.randint(1 << 62, (), generator=generator).item()
+        mine = torch.tensor([len(image_sizes), image_sizes[0], seed], device=labels.device)
+        shared = gather_rows(mine[None], [1] * world_size).tolist()
+        counts = [images * size for images, size, _ in shared]
+        labels = gather_rows(labels, counts)
+        image_sizes = [size for images, size, _ in shared for _ in range(images)]
+        chosen = self.choose(labels, image_sizes, torch.Generator().manual_seed(shared[0][2]))
+
+        ends = list(accumulate(counts))
+        owner = torch.bucketize(chosen, torch.tensor(ends, device=chosen.device), right=True)
+        own = _take(embeddings, chosen[owner == rank] - (ends[rank] - counts[rank]), project)
+        anchors = gather_rows(own, owner.bincount(minlength=world_size).tolist())
+        # From the order of ranks to that of chosen.
+        return AnchorSet(anchors[owner.argsort(stable=True).argsort()], labels[chosen])
+
+
+def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring labels (N, H, W) to a size (h, w) by nearest neighbour; int64, a copy.
+
+    Raises:
+        ValueError: labels are not integers.
+    """
+    if labels.is_floating_point():
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    height, width = size
+    rows = torch.arange(height, device=labels.device) * labels.shape[1] // height
+    cols = torch.arange(width, device=labels.device) * labels.shape[2] // width
+    return labels[:, rows[:, None], cols].long()
+
+
+def _take(embeddings: Tensor, positions: Tensor, project: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """Unit-length anchors (A, D), float32 or better, from positions (A,) of the flattened (N, h, w) grid."""
+    vectors: Tensor = _TakeVectors.apply(embeddings, positions)
+    if project is not None:
+        vectors = project(vectors)
+    return F.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=1)
+
+
+class _TakeVectors(torch.autograd.Function):
+    """The vectors (A, C) at positions (A,) of a map (N, C, h, w), none of which occurs twice.
+
+    Neither pass copies the map, wherever its channels lie, and the gradient has the map's memory format.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, positions: Tensor) -> Tensor:
+        ctx.maps = torch.empty_like(maps, device="meta")  # its layout alone: the values need not be kept
+        height, width = maps.shape[2:]
+        rows = positions // width
+        index = rows // height, rows % height, positions % width
+        ctx.save_for_backward(*index)
+        channels_last = maps.permute(0, 2, 3, 1)
+        if channels_last.is_contiguous():  # as maps of projectors are: several times faster
+            return channels_last.flatten(0, 2).index_select(0, positions)
+        return channels_last[index]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        grad_maps = torch.zeros_like(ctx.maps, device=grad.device)
+        grad_maps.permute(0, 2, 3, 1)[ctx.saved_tensors] = grad
+        return grad_maps, None
