@@ -14,11 +14,11 @@ class AnchorSet(NamedTuple):
     """The anchors of one scale.
 
     Attributes:
-        anchors: (A, D), unit length.
+        vectors: (A, D), the anchors, of unit length.
         labels: (A,), integer class ids.
     """
 
-    anchors: Tensor
+    vectors: Tensor
     labels: Tensor
 
     def check(self, name: str) -> None:
@@ -31,22 +31,22 @@ class AnchorSet(NamedTuple):
             ValueError: shapes or types do not fit, or an anchor is not finite or not of unit length. Vectors of zeros
                 are taken, since normalising leaves them as they are.
         """
-        anchors, labels = self
-        if anchors.dim() != 2 or not anchors.is_floating_point():
+        vectors, labels = self
+        if vectors.dim() != 2 or not vectors.is_floating_point():
             raise ValueError(
-                f"{name} must be floating point of shape (count, dim), got {anchors.dtype} of shape "
-                f"{tuple(anchors.shape)}"
+                f"{name} must be floating point of shape (count, dim), got {vectors.dtype} of shape "
+                f"{tuple(vectors.shape)}"
             )
-        if labels.shape != anchors.shape[:1] or labels.is_floating_point():
+        if labels.shape != vectors.shape[:1] or labels.is_floating_point():
             raise ValueError(
-                f"labels of {name} must be {len(anchors)} integers, got {labels.dtype} of shape {tuple(labels.shape)}"
+                f"labels of {name} must be {len(vectors)} integers, got {labels.dtype} of shape {tuple(labels.shape)}"
             )
-        lengths = anchors.detach().float().norm(dim=1)
+        lengths = vectors.detach().float().norm(dim=1)
         wrong = ~((lengths - 1).abs() <= _TOLERANCE) & (lengths != 0)  # NaN is wrong, too
         if wrong.any():
             first = int(wrong.nonzero()[0])
-            where = f"{name}: {int(wrong.sum())} of {len(anchors)} vectors are wrong, the first is number {first}"
-            if not anchors[first].isfinite().all():
+            where = f"{name}: {int(wrong.sum())} of {len(vectors)} vectors are wrong, the first is number {first}"
+            if not vectors[first].isfinite().all():
                 raise ValueError(f"{where}, which is not finite")
             raise ValueError(
                 f"{where}, which is not of unit length but {lengths[first].item():.4g}: normalise them by "

@@ -47,10 +47,10 @@ def choose_positions(
     codes, order = codes.index_select(0, shuffle).sort()
 
     # The rest is small, and done on the host. Only .cpu() waits for the device.
-    codes, counts = codes.cpu().unique_consecutive(return_counts=True)
+    codes, counts = torch.unique_consecutive(codes.cpu(), return_counts=True)
     is_class = codes != _NO_CLASS
     codes, counts = codes[is_class], counts[is_class]
-    classes, row = (codes // num_images).unique_consecutive(return_inverse=True)
+    classes, row = torch.unique_consecutive(codes // num_images, return_inverse=True)
     table = counts.new_zeros(len(classes), num_images)
     table[row, codes % num_images] = counts
 

@@ -1,7 +1,7 @@
 """The contrastive branch of a network: feature maps and labels in, losses out."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -70,17 +70,14 @@ class ContrastiveBranch(nn.Module):
     def sample(self, features: Mapping[str, Tensor], labels: Tensor) -> dict[str, AnchorSet]:
         """The first half of forward: the anchors of each scale, for `losses` and, say, `describe_anchors`."""
         self.criterion.check_names("features", features)
+        sampler = self.criterion.sampler
+        projectors = {scale: cast(Projector, self.projectors[scale]) for scale in self.criterion.scales}
         if self.project == "dense":
-            maps = {scale: self.projectors[scale].hidden(features[scale]) for scale in self.criterion.scales}
-            return {
-                scale: self.criterion.sampler(hidden, labels, self.projectors[scale].last)
-                for scale, hidden in maps.items()
-            }
+            hidden = {scale: projector.hidden(features[scale]) for scale, projector in projectors.items()}
+            return {scale: sampler(hidden[scale], labels, projector.last) for scale, projector in projectors.items()}
         return {
-            scale: self.criterion.sampler(
-                features[scale], labels, _projection_of_few(self.projectors[scale], features[scale])
-            )
-            for scale in self.criterion.scales
+            scale: sampler(features[scale], labels, _projection_of_few(projector, features[scale]))
+            for scale, projector in projectors.items()
         }
 
     def losses(self, anchor_sets: Mapping[str, AnchorSet], iteration: int | None = None) -> dict[str, Tensor]:

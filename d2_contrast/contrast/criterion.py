@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from .anchor_set import AnchorSet
+from .eager import eager
 from .info_nce import check_temperature, info_nce
 from .sampler import AnchorSampler
 
@@ -83,7 +83,7 @@ class MultiScaleContrast(nn.Module):
         self.check_names("embeddings", embeddings)
         return self.terms({scale: self.sampler(embeddings[scale], labels) for scale in self.scales}, iteration)
 
-    @torch.compiler.disable
+    @eager
     def terms(
         self, anchor_sets: Mapping[str, AnchorSet], iteration: int | None = None, check: bool = True
     ) -> dict[str, Tensor]:
@@ -104,8 +104,8 @@ class MultiScaleContrast(nn.Module):
         warmup = self._warmup(iteration)
         sets = {}
         for scale in self.scales:
-            anchors, classes = anchor_sets[scale]
-            sets[scale] = AnchorSet(anchors, classes.cpu())  # fetched once, and not by each term
+            vectors, labels = anchor_sets[scale]
+            sets[scale] = AnchorSet(vectors, labels.cpu())  # fetched once, and not by each term
             if check:
                 sets[scale].check(f"scale {scale!r}")
         losses = {}

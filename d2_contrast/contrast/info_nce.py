@@ -40,6 +40,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .anchor_set import AnchorSet
+from .eager import eager
 from .score_tiles import NegativeTiles, SortedSet, Tiling, classes_of_equal_size, for_each_anchor, visit_bands
 
 __all__ = ["check_temperature", "info_nce", "supervised_info_nce"]
@@ -57,7 +58,7 @@ for _dtype in (torch.float32, torch.float64):
     torch.ones(1, dtype=_dtype).exp_().log_()
 
 
-@torch.compiler.disable
+@eager
 def supervised_info_nce(
     anchors: Tensor,
     anchor_labels: Tensor,
@@ -105,14 +106,19 @@ def info_nce(
     anchors: AnchorSet, contrast: AnchorSet | None, temperature: float, tiling: Tiling | None = None
 ) -> Tensor:
     """`supervised_info_nce` of sets that are known to be sound; the tiling is that of their device unless given."""
-    out_dtype = torch.float64 if anchors.anchors.dtype == torch.float64 else torch.float32
+    device = anchors.vectors.device
+    out_dtype = torch.float64 if anchors.vectors.dtype == torch.float64 else torch.float32
     dtype = out_dtype if 1 / temperature <= _MAX_SCORE[out_dtype] else torch.float64
-    tiling = tiling or Tiling.of_device(anchors.anchors.device)
-    with torch.autocast(anchors.anchors.device.type, enabled=False):
-        vectors, counts = _sort_by_class(anchors, dtype)
-        others, other_counts = (None, counts) if contrast is None else _sort_by_class(contrast, dtype)
-        classes = sorted(counts.keys() | other_counts.keys())
-        walk = _Walk(*([c.get(label, 0) for label in classes] for c in (counts, other_counts)), temperature, tiling)
+    with torch.autocast(device.type, enabled=False):
+        vectors, sizes = _sort_by_class(anchors, dtype)
+        others, other_sizes = (None, sizes) if contrast is None else _sort_by_class(contrast, dtype)
+        classes = sorted(sizes.keys() | other_sizes.keys())
+        walk = _Walk(
+            counts=[sizes.get(label, 0) for label in classes],
+            other_counts=[other_sizes.get(label, 0) for label in classes],
+            temperature=temperature,
+            tiling=tiling or Tiling.of_device(device),
+        )
         loss: Tensor = _InfoNCE.apply(vectors, others, walk)
         return loss.to(out_dtype)
 
@@ -125,12 +131,12 @@ def check_temperature(temperature: float) -> None:
 
 def _sort_by_class(anchor_set: AnchorSet, dtype: torch.dtype) -> tuple[Tensor, dict[int, int]]:
     """The anchors sorted by class, and how many belong to each class."""
-    anchors, labels = anchor_set.anchors.to(dtype), anchor_set.labels.cpu()  # waits for the device; nothing else does
+    vectors, labels = anchor_set.vectors.to(dtype), anchor_set.labels.cpu()  # waits for the device; nothing else does
     if (labels[1:] < labels[:-1]).any():
         labels, order = labels.sort()
-        anchors = anchors.index_select(0, order.to(anchors.device, non_blocking=True))
-    classes, counts = labels.unique_consecutive(return_counts=True)
-    return anchors, dict(zip(classes.tolist(), counts.tolist()))
+        vectors = vectors.index_select(0, order.to(vectors.device, non_blocking=True))
+    classes, counts = torch.unique_consecutive(labels, return_counts=True)
+    return vectors, dict(zip(classes.tolist(), counts.tolist()))
 
 
 class _Walk(NamedTuple):
@@ -177,9 +183,9 @@ def _contrast_across(
 ) -> Tensor:
     """The loss from one set to another; tau times its gradients are added to those that are wanted."""
     gradient, other_gradient = gradients
-    num_anchors = len(anchors.anchors)
-    loss = anchors.anchors.new_zeros(())
-    positives = torch.tensor(others.counts, dtype=anchors.anchors.dtype).clamp(min=1)
+    num_anchors = len(anchors.vectors)
+    loss = anchors.vectors.new_zeros(())
+    positives = torch.tensor(others.counts, dtype=anchors.vectors.dtype).clamp(min=1)
     all_weights = for_each_anchor(1 / (num_anchors * positives), anchors)
     for rows, block, exponentials, block_scores, is_positive in visit_bands(anchors, others, temperature, tiling):
         weight = all_weights[rows]
@@ -194,15 +200,15 @@ def _contrast_across(
         slopes = exponentials
         slopes[:, block].addcmul_(pull, torch.where(pull_sum > 0, negative_sum / pull_sum, 0)[:, None], value=-1)
         if gradient is not None:
-            gradient[rows].addcmul_(slopes @ others.anchors, push)
+            gradient[rows].addcmul_(slopes @ others.vectors, push)
         if other_gradient is not None:
-            other_gradient.addmm_(slopes.t(), anchors.anchors[rows] * push)
+            other_gradient.addmm_(slopes.t(), anchors.vectors[rows] * push)
     return loss
 
 
 def _contrast_within(anchors: SortedSet, temperature: float, tiling: Tiling, gradient: Tensor | None) -> Tensor:
     """The loss within a set; tau times its gradient is added to the one given."""
-    vectors = anchors.anchors
+    vectors = anchors.vectors
     tiles = NegativeTiles(anchors, temperature, tiling, keep=gradient is not None)
     negative_sum = vectors.new_zeros(len(vectors))
     for rows, columns, exponentials in tiles.visit():
@@ -211,15 +217,15 @@ def _contrast_within(anchors: SortedSet, temperature: float, tiling: Tiling, gra
             negative_sum[columns] += exponentials.sum(0)
 
     loss, push = vectors.new_zeros(()), torch.zeros_like(negative_sum)
-    for rows, size in classes_of_equal_size(anchors, tiling):
+    for where, size in classes_of_equal_size(anchors, tiling):
         weight = 1 / ((size - 1) * len(vectors))
-        members, member_sums = vectors[rows].view(-1, size, vectors.shape[1]), negative_sum[rows].view(-1, size)
+        members, member_sums = vectors[where].view(-1, size, vectors.shape[1]), negative_sum[where].view(-1, size)
         pulled = None if gradient is None else torch.zeros_like(members)
         terms, pull_sum = _visit_positives(members, member_sums.log(), temperature, tiling.tile_rows, pulled)
         loss += weight * terms
-        if gradient is not None:
-            push[rows] = torch.where(member_sums > 0, weight * pull_sum / member_sums, 0).flatten()
-            gradient[rows] -= weight * pulled.flatten(0, 1)
+        if gradient is not None and pulled is not None:
+            push[where] = torch.where(member_sums > 0, weight * pull_sum / member_sums, 0).flatten()
+            gradient[where] -= weight * pulled.flatten(0, 1)
     if gradient is None:
         return loss
 

@@ -62,5 +62,7 @@ class _ChannelsLast(nn.Sequential):
     piece."""
 
     def forward(self, x: Tensor) -> Tensor:
-        projected: Tensor = super().forward(x.contiguous(memory_format=torch.channels_last))
-        return projected
+        x = x.contiguous(memory_format=torch.channels_last)
+        for layer in self:
+            x = layer(x)
+        return x

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from .anchor_set import AnchorSet
 from .balance import choose_positions, share_out
 from .distributed import gather_rows, world
+from .eager import eager
 
 __all__ = ["AnchorSampler", "resize_labels"]
 
@@ -58,7 +59,7 @@ class AnchorSampler:
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
 
-    @torch.compiler.disable
+    @eager
     def __call__(
         self,
         embeddings: Tensor,
@@ -139,9 +140,9 @@ class AnchorSampler:
         ends = list(accumulate(counts))
         owner = torch.bucketize(chosen, torch.tensor(ends, device=chosen.device), right=True)
         own = _take(embeddings, chosen[owner == rank] - (ends[rank] - counts[rank]), project)
-        anchors = gather_rows(own, owner.bincount(minlength=world_size).tolist())
+        vectors = gather_rows(own, owner.bincount(minlength=world_size).tolist())
         # From the order of ranks to that of chosen.
-        return AnchorSet(anchors[owner.argsort(stable=True).argsort()], labels[chosen])
+        return AnchorSet(vectors[owner.argsort(stable=True).argsort()], labels[chosen])
 
 
 def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:

@@ -47,11 +47,11 @@ class SortedSet(NamedTuple):
     """Anchors sorted by class.
 
     Attributes:
-        anchors: (A, D).
+        vectors: (A, D).
         counts: number of anchors of each class; two sets that are contrasted list the same classes.
     """
 
-    anchors: Tensor
+    vectors: Tensor
     counts: list[int]
 
 
@@ -88,14 +88,14 @@ class Band(NamedTuple):
 
 def visit_bands(anchors: SortedSet, others: SortedSet, temperature: float, tiling: Tiling) -> Iterator[Band]:
     """Yield the score matrix from one set to another by bands of rows, all in the same memory. They may be changed."""
-    most = tiling.rows(len(others.anchors))
+    most = tiling.rows(len(others.vectors))
     class_of_row, class_of_column = _class_of_each(anchors), _class_of_each(others)
     ends = [0, *accumulate(others.counts)]
-    buffer = anchors.anchors.new_empty(min(most, len(anchors.anchors)), len(others.anchors))
+    buffer = anchors.vectors.new_empty(min(most, len(anchors.vectors)), len(others.vectors))
     for run in _cut(anchors.counts, most):
-        rows = anchors.anchors[run.span]
+        rows = anchors.vectors[run.span]
         block = slice(ends[run.first], ends[run.last + 1])
-        scores = buffer[: len(rows)].addmm_(rows, others.anchors.t(), beta=0, alpha=1 / temperature)
+        scores = buffer[: len(rows)].addmm_(rows, others.vectors.t(), beta=0, alpha=1 / temperature)
         block_scores = scores[:, block].clone()
         is_positive = torch.empty_like(block_scores)
         torch.eq(class_of_row[run.span, None], class_of_column[block], out=is_positive)
@@ -115,14 +115,14 @@ class NegativeTiles:
             tiling: how much is visited at once.
             keep: remember tiles for a second visit, as many as the tiling allows.
         """
-        self._anchors = anchors.anchors
+        self._vectors = anchors.vectors
         self._temperature = temperature
         self._class_of = _class_of_each(anchors)
         self._runs = _cut(anchors.counts, tiling.tile_rows)
         self._room = tiling.kept_scores if keep else 0
         self._kept: dict[tuple[Run, Run], Tensor] = {}
         side = max(run.stop - run.start for run in self._runs)
-        self._buffer = self._anchors.new_empty(side * side)
+        self._buffer = self._vectors.new_empty(side * side)
 
     def visit(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield rows, columns, and exp of the scores of negatives, 0 elsewhere, for each tile that holds some.
@@ -139,7 +139,7 @@ class NegativeTiles:
                 yield row.span, column.span, exponentials
 
     def _compute(self, row: Run, column: Run) -> Tensor:
-        rows, columns = self._anchors[row.span], self._anchors[column.span]
+        rows, columns = self._vectors[row.span], self._vectors[column.span]
         scores = self._place(row, column).addmm_(rows, columns.t(), beta=0, alpha=1 / self._temperature)
         exponentials = scores.exp_()
         if column.first <= row.last:
@@ -154,7 +154,7 @@ class NegativeTiles:
         if height * width > self._room:
             return self._buffer[: height * width].view(height, width)
         self._room -= height * width
-        self._kept[row, column] = self._anchors.new_empty(height, width)
+        self._kept[row, column] = self._vectors.new_empty(height, width)
         return self._kept[row, column]
 
 
@@ -172,19 +172,19 @@ def classes_of_equal_size(anchors: SortedSet, tiling: Tiling) -> Iterator[tuple[
                 yield slice(some[0], some[-1] + size), size
             else:
                 rows = (torch.tensor(some)[:, None] + torch.arange(size)).flatten()
-                yield rows.to(anchors.anchors.device, non_blocking=True), size
+                yield rows.to(anchors.vectors.device, non_blocking=True), size
 
 
 def for_each_anchor(values: Tensor, anchors: SortedSet) -> Tensor:
     """The value of its class for each anchor, (classes,) to (A,), brought to their device without waiting for it."""
     repeated = values.repeat_interleave(torch.tensor(anchors.counts))
-    return repeated.to(anchors.anchors.device, non_blocking=True)
+    return repeated.to(anchors.vectors.device, non_blocking=True)
 
 
 def _class_of_each(anchors: SortedSet) -> Tensor:
     """The class of each anchor, as floating point: comparing these into floating-point masks is several times faster
     on CPUs."""
-    return for_each_anchor(torch.arange(len(anchors.counts), dtype=anchors.anchors.dtype), anchors)
+    return for_each_anchor(torch.arange(len(anchors.counts), dtype=anchors.vectors.dtype), anchors)
 
 
 def _cut(counts: list[int], most: int) -> list[Run]:

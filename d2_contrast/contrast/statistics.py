@@ -31,15 +31,15 @@ def describe_anchors(anchor_sets: Mapping[str, AnchorSet]) -> dict[str, Tensor]:
 @torch.no_grad()
 def _describe(anchor_set: AnchorSet) -> dict[str, Tensor]:
     """The sum of all similarities within a class is the squared length of the sum of its anchors."""
-    anchors, labels = anchor_set
-    _, index, counts = labels.unique_consecutive(return_inverse=True, return_counts=True)
-    index, counts = index.to(anchors.device), counts.to(anchors.device, torch.float64)
-    sums = anchors.new_zeros(len(counts), anchors.shape[1], dtype=torch.float64)
-    sums.index_add_(0, index, anchors.double())
+    vectors, labels = anchor_set
+    _, index, counts = torch.unique_consecutive(labels, return_inverse=True, return_counts=True)
+    index, counts = index.to(vectors.device), counts.to(vectors.device, torch.float64)
+    sums = vectors.new_zeros(len(counts), vectors.shape[1], dtype=torch.float64)
+    sums.index_add_(0, index, vectors.double())
     total = sums.sum(0).square().sum()
     within = sums.square().sum()
     size = counts.sum()
-    itself = anchors.double().square().sum()
+    itself = vectors.double().square().sum()
     num_classes = size.new_tensor(len(counts))
     return {
         "num_anchors": size.float(),

@@ -181,7 +181,7 @@ def test_few_anchors(project, norm, count):
     few[0, 0, [0, 32][:count]] = torch.arange(count)
     branch = make_branch(project, NORMS[norm])
     anchor_sets = branch.sample(features, few)
-    assert [len(anchor_set.anchors) for anchor_set in anchor_sets.values()] == [count] * 3
+    assert [len(anchor_set.vectors) for anchor_set in anchor_sets.values()] == [count] * 3
     losses = branch.losses(anchor_sets)
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())

@@ -110,7 +110,7 @@ def test_anchors_that_are_not_of_unit_length():
     sets = {name: AnchorSet(F.normalize(torch.randn(20, 6), dim=1), labels) for name in NAMES}
     criterion = MultiScaleContrast(SCALES, PAIRS)
     criterion.terms(sets)
-    sets["p5"] = AnchorSet(3 * sets["p5"].anchors, labels)
+    sets["p5"] = AnchorSet(3 * sets["p5"].vectors, labels)
     with pytest.raises(ValueError, match="scale 'p5': 20 of 20 vectors are wrong, .* not of unit length but 3"):
         criterion.terms(sets)
 

@@ -114,7 +114,7 @@ def test_projection_of_the_drawn_vectors_alone():
     everywhere = last(embeddings.movedim(1, -1)).movedim(-1, 1)
     every = sampler(everywhere, labels, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(few, every)
-    assert [tuple(x.shape) for x in seen] == [(len(few.anchors), 5)]
+    assert [tuple(x.shape) for x in seen] == [(len(few.vectors), 5)]
 
 
 @pytest.mark.parametrize(
