@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .anchor_set import AnchorSet
 from .criterion import MultiScaleContrast
+from .eager import eager, eager_outside
 from .projector import Projector
 
 __all__ = ["ContrastiveBranch"]
@@ -49,6 +50,7 @@ class ContrastiveBranch(nn.Module):
         self.criterion = criterion
         self.project = project
 
+    @eager_outside
     def forward(
         self, features: Mapping[str, Tensor], labels: Tensor, iteration: int | None = None
     ) -> dict[str, Tensor]:
@@ -67,19 +69,20 @@ class ContrastiveBranch(nn.Module):
         """
         return self.losses(self.sample(features, labels), iteration)
 
+    @eager_outside
     def sample(self, features: Mapping[str, Tensor], labels: Tensor) -> dict[str, AnchorSet]:
         """The first half of forward: the anchors of each scale, for `losses` and, say, `describe_anchors`."""
         self.criterion.check_names("features", features)
         sampler = self.criterion.sampler
-        projectors = {scale: cast(Projector, self.projectors[scale]) for scale in self.criterion.scales}
         if self.project == "dense":
-            hidden = {scale: projector.hidden(features[scale]) for scale, projector in projectors.items()}
-            return {scale: sampler(hidden[scale], labels, projector.last) for scale, projector in projectors.items()}
+            hidden = self._hidden_maps(features)
+            return {scale: sampler(hidden[scale], labels, self._projector(scale).last) for scale in hidden}
         return {
-            scale: sampler(features[scale], labels, _projection_of_few(projector, features[scale]))
-            for scale, projector in projectors.items()
+            scale: sampler(features[scale], labels, _projection_of_few(self._projector(scale), features[scale]))
+            for scale in self.criterion.scales
         }
 
+    @eager
     def losses(self, anchor_sets: Mapping[str, AnchorSet], iteration: int | None = None) -> dict[str, Tensor]:
         """The second half of forward: the losses of the anchors that `sample` gave."""
         return self.criterion.terms(anchor_sets, iteration, check=False)
@@ -87,6 +90,12 @@ class ContrastiveBranch(nn.Module):
     def embed(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Project whole maps to unit-length embeddings, {scale: (N, D, h, w)}."""
         return {scale: F.normalize(projector(features[scale])) for scale, projector in self.projectors.items()}
+
+    def _hidden_maps(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {scale: self._projector(scale).hidden(features[scale]) for scale in self.criterion.scales}
+
+    def _projector(self, scale: str) -> Projector:
+        return cast(Projector, self.projectors[scale])
 
 
 def _projection_of_few(projector: Projector, feature_map: Tensor) -> Callable[[Tensor], Tensor]:

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from .anchor_set import AnchorSet
+from .eager import eager
 
 __all__ = ["describe_anchors"]
 
 
+@eager
 def describe_anchors(anchor_sets: Mapping[str, AnchorSet]) -> dict[str, Tensor]:
     """Describe the anchors of each scale, in time linear in their number.
 
