@@ -51,6 +51,11 @@ def peak_memory_mb(function: Callable[[], object]) -> float:
     return (_memory_kb("VmHWM") - before) * 1024 / 1e6
 
 
+def process_peak_mb() -> float:
+    """The largest resident memory that this process has had, MB (10^6 bytes)."""
+    return _memory_kb("VmHWM") * 1024 / 1e6
+
+
 def _memory_kb(entry: str) -> int:
     return int(re.search(rf"{entry}:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1))
 

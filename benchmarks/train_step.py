@@ -1,9 +1,11 @@
-"""Seconds per training step with the contrastive losses over the same step without them, through the configs.
+"""Time and memory of a training step with the contrastive losses, and of the same step without them, by the configs.
 
     python -m benchmarks.train_step [--models uper_swin_t uper_r18 shapes] [--repeats 5] [KEY VALUE ...]
 
 Batches are random images, and label maps of cells with about ten classes an image. A step is forward pass, backward
-pass and SGD update; the ratio is the median over rounds of both in turn. KEY VALUE pairs override the configs.
+pass and SGD update. "dense" projects whole maps, "anchors" the sampled positions alone. The ratio of times is the
+median over rounds of all forms in turn. Memory is the peak of a process of its own, with its libraries. KEY VALUE
+pairs override the configs.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 import d2_contrast.modeling  # noqa: F401  (registers the models)
-from benchmarks.common import machine, markdown, time_rounds
+from benchmarks.common import in_subprocess, machine, markdown, process_peak_mb, time_rounds
 from d2_contrast.config import load_config
 
 MODELS = {
@@ -23,6 +25,12 @@ MODELS = {
     "uper_swin_t": ("configs/ade20k/uper_swin_t_contrast_bs16_160k.yaml", [], 4),
     "uper_r18": ("configs/ade20k/uper_r101_contrast_bs16_160k.yaml", ["MODEL.TIMM.NAME", "resnet18"], 4),
     "shapes": ("configs/shapes/uper_r18_contrast.yaml", [], 8),
+}
+
+FORMS = {
+    "without": ["MODEL.CONTRAST.ENABLED", "False"],
+    "dense": ["MODEL.CONTRAST.ENABLED", "True", "MODEL.CONTRAST.PROJECT", "dense"],
+    "anchors": ["MODEL.CONTRAST.ENABLED", "True", "MODEL.CONTRAST.PROJECT", "anchors"],
 }
 
 
@@ -56,30 +64,48 @@ def step(cfg: CfgNode, images: int) -> Callable[[], None]:
     return run
 
 
-def compare(name: str, repeats: int, overrides: list[str]) -> list[object]:
-    """One row: name, batch, seconds without and with the losses, ratio."""
-    path, model_options, images = MODELS[name]
-    steps = {}
-    for enabled in (False, True):
-        options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.BACKBONE.PRETRAINED", "False"]
-        options += ["MODEL.CONTRAST.ENABLED", str(enabled), *model_options, *overrides]
-        cfg = load_config(path, options)
-        steps[enabled] = step(cfg, images)
-    seconds = time_rounds(steps, repeats)
-    ratio = statistics.median(b / a for a, b in zip(seconds[False], seconds[True]))
-    size = f"{images} x {cfg.INPUT.CROP.SIZE[0]} x {cfg.INPUT.CROP.SIZE[1]}"
-    return [name, size, *map(statistics.median, seconds.values()), ratio]
+def config(name: str, form: str, overrides: list[str]) -> CfgNode:
+    path, model_options, _ = MODELS[name]
+    options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.BACKBONE.PRETRAINED", "False"]
+    return load_config(path, [*options, *FORMS[form], *model_options, *overrides])
+
+
+def measure_memory(name: str, form: str, overrides: list[str]) -> float:
+    """Peak memory of this fresh process, MB, after two steps: the second meets the first one's momentum."""
+    run = step(config(name, form, overrides), MODELS[name][2])
+    run()
+    run()
+    return process_peak_mb()
+
+
+def compare(name: str, repeats: int, overrides: list[str]) -> list[list[object]]:
+    """A row for each form: seconds and peak memory, and their ratios to those without the losses."""
+    images = MODELS[name][2]
+    configs = {form: config(name, form, overrides) for form in FORMS}
+    seconds = time_rounds({form: step(cfg, images) for form, cfg in configs.items()}, repeats)
+    memory = {form: in_subprocess("benchmarks.train_step", "--measure", name, form, *overrides)[0] for form in configs}
+    height, width = configs["without"].INPUT.CROP.SIZE
+    rows = []
+    for form in configs:
+        ratio = statistics.median(b / a for a, b in zip(seconds["without"], seconds[form]))
+        row = [name, f"{images} x {height} x {width}", form, statistics.median(seconds[form]), ratio]
+        rows.append([*row, memory[form], memory[form] / memory["without"]])
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds; the median counts")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the configs")
     args = parser.parse_args()
+    if args.measure:
+        print(measure_memory(*args.measure, args.overrides))
+        return
     print(f"{machine()}\n", flush=True)
-    rows = [compare(name, args.repeats, args.overrides) for name in args.models]
-    print(markdown(["model", "batch", "s without", "s with the losses", "ratio"], rows))
+    rows = [row for name in args.models for row in compare(name, args.repeats, args.overrides)]
+    print(markdown(["model", "batch", "losses", "s", "ratio", "MB", "ratio"], rows))
 
 
 if __name__ == "__main__":
