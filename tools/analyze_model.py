@@ -38,7 +38,8 @@ class Inference(nn.Module):
 class Training(Inference):
     """The same with auxiliary head and projectors: what a segmentor runs in training, but for the losses.
 
-    Counted at all positions, as is the last layer of the projectors, which a training applies to sampled ones alone.
+    Projectors are counted at all positions. A training applies their last layer to sampled positions alone, and with
+    MODEL.CONTRAST.PROJECT "anchors" all of their layers.
     """
 
     def __init__(self, model: nn.Module):

@@ -78,7 +78,7 @@ class ContrastiveBranch(nn.Module):
             hidden = self._hidden_maps(features)
             return {scale: sampler(hidden[scale], labels, self._projector(scale).last) for scale in hidden}
         return {
-            scale: sampler(features[scale], labels, _projection_of_few(self._projector(scale), features[scale]))
+            scale: sampler(features[scale], labels, _projection_of_drawn(self._projector(scale), features[scale]))
             for scale in self.criterion.scales
         }
 
@@ -98,7 +98,7 @@ class ContrastiveBranch(nn.Module):
         return cast(Projector, self.projectors[scale])
 
 
-def _projection_of_few(projector: Projector, feature_map: Tensor) -> Callable[[Tensor], Tensor]:
+def _projection_of_drawn(projector: Projector, feature_map: Tensor) -> Callable[[Tensor], Tensor]:
     """A function that projects vectors (A, C) of a map, however few they are; (A, D).
 
     Where they are too few for a norm, others of the map join its statistics, and are dropped afterwards. So all

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -56,8 +57,10 @@ class AnchorSampler:
             raise ValueError(f"unit must be one of {get_args(Unit)}, got {self.unit!r}")
         for name, least in (("max_anchors", 1), ("max_per_group", 0), ("min_per_group", 1)):
             value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if not isinstance(value, Integral) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value}")
+        if not isinstance(self.ignore_label, Integral):
+            raise ValueError(f"ignore_label must be an integer, got {self.ignore_label}")
 
     @eager
     def __call__(

@@ -135,9 +135,12 @@ def test_bad_input(embeddings, labels, message):
     "options, message",
     [
         (dict(unit="pixel"), "unit must be one of .*'class', 'image_class'.*'pixel'"),
-        (dict(max_anchors=0), "max_anchors must be at least 1, got 0"),
-        (dict(min_per_group=0), "min_per_group must be at least 1, got 0"),
-        (dict(max_per_group=-1), "max_per_group must be at least 0, got -1"),
+        (dict(max_anchors=0), "max_anchors must be an integer of at least 1, got 0"),
+        (dict(max_anchors=1e4), "max_anchors must be an integer of at least 1, got 10000.0"),
+        (dict(min_per_group=0), "min_per_group must be an integer of at least 1, got 0"),
+        (dict(max_per_group=-1), "max_per_group must be an integer of at least 0, got -1"),
+        (dict(max_per_group=None), "max_per_group must be an integer of at least 0, got None"),
+        (dict(ignore_label=None), "ignore_label must be an integer, got None"),
     ],
 )
 def test_bad_options(options, message):

@@ -124,7 +124,7 @@ def test_warmup_follows_the_iteration():
         ("CONTRAST__TEMPERATURE", 0.0, "MODEL.CONTRAST.TEMPERATURE must be at least 0.002, got 0.0"),
         ("CONTRAST__SAMPLER", "none", "MODEL.CONTRAST.SAMPLER must be one of .*'none'"),
         ("CONTRAST__PROJECT", "none", "MODEL.CONTRAST.PROJECT must be one of .*'none'"),
-        ("CONTRAST__MAX_ANCHORS", 0, "MODEL.CONTRAST.MAX_ANCHORS must be at least 1, got 0"),
+        ("CONTRAST__MAX_ANCHORS", 0, "MODEL.CONTRAST.MAX_ANCHORS must be an integer of at least 1, got 0"),
         ("CONTRAST__WARMUP_ITERS", -1, "MODEL.CONTRAST.WARMUP_ITERS must be at least 0, got -1"),
     ],
 )
