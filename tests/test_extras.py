@@ -29,8 +29,12 @@ def uninstall(monkeypatch):
 
     def remove(package, users=()):
         for name in list(sys.modules):
-            if name.partition(".")[0] == package or name in users:
+            if name.partition(".")[0] == package:
                 monkeypatch.delitem(sys.modules, name)
+        for name in sorted(users, reverse=True):  # a package after its modules
+            parent, _, child = name.rpartition(".")
+            monkeypatch.delattr(sys.modules[parent], child, raising=False)
+            monkeypatch.delitem(sys.modules, name)
         monkeypatch.setattr(sys, "meta_path", [Uninstalled(package), *sys.meta_path])
 
     return remove
@@ -64,12 +68,13 @@ def test_matlab_files_need_an_extra(tmp_path, uninstall):
         read_raw_label(path)
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "sklearn"])
-def test_pictures_need_an_extra(uninstall, package):
-    own = [name for name in sys.modules if name.startswith("d2_contrast.visualize")]
-    uninstall(package, users=own)
-    with pytest.raises(MissingExtraError, match=rf"{package} .*d2_contrast\[visualize\]"):
-        import_module("d2_contrast.visualize")
+@pytest.mark.parametrize("package", ["matplotlib", "scipy", "sklearn"])
+@pytest.mark.parametrize("user", ["ablation", "analysis", "evaluation.features", "visualize"])
+def test_pictures_and_measures_need_an_extra(uninstall, package, user):
+    names = ("d2_contrast._visualize", f"d2_contrast.{user}")
+    uninstall(package, users=[name for name in sys.modules if name.startswith(names)])
+    with pytest.raises(MissingExtraError, match=rf"^{package} .*d2_contrast\[visualize\]"):
+        import_module(f"d2_contrast.{user}")
 
 
 def test_cityscapes_is_evaluated_by_iou_without_its_extra(tmp_path, uninstall, caplog):

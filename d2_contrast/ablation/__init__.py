@@ -1,5 +1,6 @@
 """Ablations: a matrix of runs, rows times seeds, that is planned, run, resumed and collected into one table."""
 
+from .. import _detectron2, _visualize  # noqa: F401 (a check, so it comes first)
 from .plot import draw_differences
 from .progress import Progress
 from .records import Store

@@ -104,7 +104,8 @@ def compare_runs(
             evaluators[name].process([dataset_dicts[index]], [{"sem_seg": score}])
         predictions = {name: predicted_classes(score).cpu().numpy() for name, score in scores.items()}
         label = read_label(dataset_dicts[index]["sem_seg_file_name"], metadata)
-        share = _difference(*predictions.values(), label != metadata.get("ignore_label", 255))
+        first, second = predictions.values()
+        share = _difference(first, second, label != metadata.get("ignore_label", 255))
         heapq.heappush(most, (share, -index, predictions))
         if len(most) > run.cfg.VISUALIZE.NUM_IMAGES:
             heapq.heappop(most)
@@ -246,7 +247,7 @@ def _settings(runs: Sequence[TrainedRun]) -> dict[str, list]:
 
 
 def _flatten(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
-    flat = {}
+    flat: dict[str, object] = {}
     for key, value in cfg.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {prefix + key: value}
     return flat

@@ -7,6 +7,9 @@ allow it, for example with one class alone.
 from collections.abc import Mapping
 from itertools import combinations
 
+from .. import _visualize  # noqa: F401 (a check, so it comes first)
+
+# isort: split
 import numpy as np
 from scipy.spatial.distance import pdist
 from sklearn.linear_model import LogisticRegression

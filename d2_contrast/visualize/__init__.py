@@ -1,7 +1,6 @@
 """Pictures of a run, drawn without a display."""
 
-from .. import _detectron2  # noqa: F401 (a check, so it comes first)
-from . import _packages  # noqa: F401 (a check, so it comes first)
+from .. import _detectron2, _visualize  # noqa: F401 (a check, so it comes first)
 from .confusion import draw_confusion
 from .curves import draw_anchors, draw_curves, read_metrics
 from .embedding import draw_embeddings, draw_joint_embeddings
