@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ..evaluation.confusion_evaluator import RESULTS_FILE
 from ..visualize.curves import read_metrics
-from .spec import Run, Spec
+from .progress import counted
+from .spec import AblationError, Run, Spec
 
 ATTEMPT_FILE = "attempt.json"
 
@@ -68,7 +69,8 @@ class Store:
         if not records and len(deviating) == 1:
             ((changes, found),) = deviating.items()
             return {(record["row"], record["seed"]): record for record in found}, [f"All runs are with {changes}."]
-        return records, [f"Left out: {len(found)} runs with {changes}." for changes, found in deviating.items()]
+        remarks = [f"Left out: {counted(len(found), 'run')} with {changes}." for changes, found in deviating.items()]
+        return records, remarks
 
 
 def _changes(then: Mapping[str, object], now: Mapping[str, object]) -> str:
@@ -119,15 +121,15 @@ def read_record(path: Path) -> dict:
     """Read a record.
 
     Raises:
-        ValueError: the file holds none.
+        AblationError: the file holds none.
     """
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text("utf-8"))
         if {"spec", "row", "seed", "hash", "settings", "results"} <= record.keys():
             return record
     except (ValueError, AttributeError):
         pass
-    raise ValueError(f"{path}: this is no result of a run: mend the file, or move it out of this folder")
+    raise AblationError(f"{path}: this is no result of a run: mend the file, or move it out of this folder")
 
 
 def read_attempt(folder: Path) -> dict:
@@ -147,7 +149,7 @@ def write_text(path: Path, text: str) -> None:
     """The same for any text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_text(text, "utf-8")
     os.replace(temporary, path)
 
 

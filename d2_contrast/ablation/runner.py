@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from .machine import describe_machine
-from .progress import Progress, duration
+from .progress import Progress, counted, duration
 from .records import ATTEMPT_FILE, Store, read_attempt, write_json
 from .spec import Row, Run
 
@@ -333,7 +333,7 @@ class Runner:
         self._stopping = True
         for job in self.jobs:
             job.process.terminate()
-        self.progress.event(f"stopping {len(self.jobs)} runs (once more kills them at once)")
+        self.progress.event(f"stopping {counted(len(self.jobs), 'run')}; a second signal kills at once")
         deadline = time.monotonic() + STOP_SECONDS
         while self.jobs:
             if time.monotonic() > deadline:

@@ -54,4 +54,4 @@ def test_killed_ablation_goes_on(write_config, tmp_path, pytestconfig, monkeypat
     assert record["seconds_per_iteration"] > 0 and record["attempts"] == 2
     assert 100 < record["peak_memory_mb"]["process"] < 20_000
     page = capsys.readouterr().out
-    assert "2 of 2 runs are finished" in page and f"| {expected['mIoU']:.2f} |" in page
+    assert "2 of 2 runs finished" in page and f"| {expected['mIoU']:.2f} |" in page
