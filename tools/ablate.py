@@ -41,8 +41,12 @@ def main(argv: list[str] | None = None) -> int:
         if (value := getattr(args, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}: expected 1 or more")
 
-    # Heavy, and not needed for --help.
-    from d2_contrast.ablation import AblationError, Progress, Runner, Store, describe_plan, read_spec, write_tables
+    # Here, since --help does without. What is missing is named, with what installs it.
+    try:
+        from d2_contrast.ablation import AblationError, Progress, Runner, Store, describe_plan, read_spec, write_tables
+    except ImportError as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return 2
 
     try:
         spec = read_spec(args.spec, args.overrides)

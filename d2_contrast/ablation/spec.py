@@ -18,7 +18,8 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..config import default_config, load_config
+from ..config import default_config, flatten, load_config
+from ..config_files import find_config
 from ..data import register_folders
 from ..engine.setup import check_datasets
 from ..evaluation import EVALUATORS, ConfusionEvaluator, summarize_confusion
@@ -163,7 +164,8 @@ def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
                     _row(
                         name,
                         None if compared == name else compared,
-                        path.parent / str(entry["config"]),
+                        str(entry["config"]),
+                        path.parent,
                         {**own, **chosen, **last},
                         f"{path}: row {name!r}",
                     )
@@ -190,10 +192,13 @@ def settings_of(cfg: CfgNode) -> dict[str, object]:
 
     A key that a later version adds therefore changes nothing as long as it has its default.
     """
-    default = _flatten(default_config())
+    values, default = (
+        json.loads(json.dumps(flatten(c), default=str))  # tuples become lists
+        for c in (cfg, default_config())
+    )
     return {
         key: value
-        for key, value in sorted(_flatten(cfg).items())
+        for key, value in sorted(values.items())
         if key not in WITHOUT_INFLUENCE and not (key in default and default[key] == value)
     }
 
@@ -296,19 +301,17 @@ def _axes(entry: Mapping, where: str) -> list[list[Choice]]:
     return result
 
 
-def _row(name: str, baseline: str | None, config: Path, overrides: dict, where: str) -> Row:
-    if not config.is_file():
-        raise AblationError(f"{where}: there is no config {config} (paths start at the folder of the spec)")
-    config = config.resolve()
+def _row(name: str, baseline: str | None, config: str, folder: Path, overrides: dict, where: str) -> Row:
     try:
-        cfg = load_config(str(config), as_options(overrides))
+        file = Path(find_config(config, str(folder))).resolve()
+        cfg = load_config(str(file), as_options(overrides))
         register_folders(cfg.DATASETS.FOLDERS)
         check_datasets(cfg)
-    except (KeyError, ValueError, OSError, yaml.YAMLError) as error:
+    except (KeyError, ValueError, OSError) as error:
         raise AblationError(f"{where}: {_one_line(error).removeprefix('command line: ')}") from error
     if not cfg.DATASETS.TEST:
         raise AblationError(f"{where}: DATASETS.TEST is empty: there would be nothing to report")
-    return Row(name, baseline, config, overrides, settings_of(cfg), cfg.SOLVER.MAX_ITER, tuple(cfg.DATASETS.TEST))
+    return Row(name, baseline, file, overrides, settings_of(cfg), cfg.SOLVER.MAX_ITER, tuple(cfg.DATASETS.TEST))
 
 
 def _check_metrics(metrics: Iterable[str], datasets: Sequence[str], where: str) -> None:
@@ -325,13 +328,3 @@ def _check_metrics(metrics: Iterable[str], datasets: Sequence[str], where: str) 
                 sorted(name for name in known if "-" not in name or name.startswith("mIoU"))
             )
             raise AblationError(f"{where}: no dataset has the metric {metric!r}: expected, for example, {similar}")
-
-
-def _flatten(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = json.loads(json.dumps(value, default=str))  # tuples become lists
-    return flat

@@ -226,7 +226,7 @@ def _machines(records: Records) -> list[str]:
         machine = record.get("machine", {})
         gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""
         text = f"{gpu}{machine.get('cpu')}, threads {machine.get('threads')}, torch {machine.get('torch')}"
-        lines.append(f"Trained on {text}, commit {machine.get('commit') or 'unknown'}.")
+        lines.append(f"Trained on {text}, commit {machine.get('commit')}.")
     return list(dict.fromkeys(lines))
 
 

@@ -131,7 +131,7 @@ WRONG = {
     "seeds: [1]\nrows: [{name: a}]": r"row 'a': the key config is missing",
     f"seeds: [1]\nrows: [{ROW}, {ROW}]": r"there are 2 rows with the name 'a'",
     f"seeds: [1]\nbaseline: b\nrows: [{ROW}]": r"the baseline 'b' of row 'a' is no row: expected one of \['a'\]",
-    "seeds: [1]\nrows: [{name: a, config: gone.yaml}]": r"row 'a': there is no config .*gone\.yaml",
+    "seeds: [1]\nrows: [{name: a, config: gone.yaml}]": r"row 'a': .*gone\.yaml: no such config file",
     ONE + "overrides: {SOLVER.MAXITER: 4}": r"row 'a': Non-existent.*SOLVER\.MAXITER.*SOLVER\.MAX_ITER",
     ONE + "overrides: {SOLVER.MAX_ITER: many}": r"row 'a': .*(MAX_ITER.*many|many.*MAX_ITER)",
     ONE + "overrides: {SEED: 4}": r"SEED is set for each run: use seeds",
