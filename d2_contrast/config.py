@@ -58,7 +58,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
         message = str(error.args[0])
         if not message.startswith("Non-existent"):
             raise ValueError(f"{where}: {message}") from error
-        similar = difflib.get_close_matches(message.split()[-1], _keys(cfg), cutoff=0.7)
+        similar = difflib.get_close_matches(message.split()[-1], list(flatten(cfg)), cutoff=0.7)
         hint = f"; similar keys: {', '.join(similar)}" if similar else ""
         raise KeyError(f"{where}: {message}{hint}") from None
     return cfg
@@ -85,11 +85,12 @@ def _rename_old_keys(loaded: dict, where: str) -> None:
         section[new_key] = section.pop(key)
 
 
-def _keys(cfg: CN, prefix: str = "") -> list[str]:
-    keys: list[str] = []
+def flatten(cfg: CN, prefix: str = "") -> dict[str, object]:
+    """The values of a config by dotted key."""
+    flat: dict[str, object] = {}
     for key, value in cfg.items():
-        keys += _keys(value, f"{prefix}{key}.") if isinstance(value, CN) else [prefix + key]
-    return keys
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, CN) else {prefix + key: value}
+    return flat
 
 
 def add_contrast_config(cfg: CN) -> None:

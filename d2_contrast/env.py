@@ -28,12 +28,12 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd
 def describe_environment() -> dict[str, str]:
     """Return versions, machine and settings, as text by what they are."""
     package = Path(__file__).resolve().parent
-    lines = {"d2_contrast": f"{__version__} in {package}", "commit": _commit(package.parent)}
+    lines = {"d2_contrast": f"{__version__} in {package}", "commit": commit(package.parent)}
     lines["python"] = f"{platform.python_version()} ({platform.python_implementation()})"
     lines.update((name, _version(name)) for name in MODULES)
     lines["other packages"] = ", ".join(f"{name} {_installed(name)}" for name in PACKAGES)
     lines["system"] = platform.platform()
-    lines["processor"], lines["processor flags"] = _processor()
+    lines["processor"], lines["processor flags"] = processor()
     lines["threads"] = f"{os.cpu_count()} logical cores, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}"
     lines["GPU"] = _gpu()
     lines["DETECTRON2_DATASETS"] = _datasets()
@@ -58,7 +58,8 @@ def _installed(package: str) -> str:
         return "not installed"
 
 
-def _commit(folder: Path) -> str:
+def commit(folder: Path) -> str:
+    """Commit of the clone in a folder, with "-dirty" if files that it tracks have changed, or why it is not known."""
     if not (folder / ".git").exists():
         return "not a clone"
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -68,7 +69,7 @@ def _commit(folder: Path) -> str:
         return f"unknown: {error}"
 
 
-def _processor() -> tuple[str, str]:
+def processor() -> tuple[str, str]:
     """Name of the processor, and those of its flags that decide on speed."""
     try:
         text = Path("/proc/cpuinfo").read_text()

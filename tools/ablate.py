@@ -41,8 +41,12 @@ def main(argv: list[str] | None = None) -> int:
         if (value := getattr(args, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}: expected 1 or more")
 
-    # Heavy, and not needed for --help.
-    from d2_contrast.ablation import Progress, Runner, Store, describe_plan, read_spec, write_tables
+    # Here, since --help does without. What is missing is named, with what installs it.
+    try:
+        from d2_contrast.ablation import AblationError, Progress, Runner, Store, describe_plan, read_spec, write_tables
+    except ImportError as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return 2
 
     try:
         spec = read_spec(args.spec, args.overrides)
@@ -51,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         if not args.collect_only:
             runs = [run for run in spec.runs if args.run in (None, run.name)]
             if not runs:
-                raise ValueError(f"{args.spec} has no run {args.run!r}: was it changed after the command was printed?")
+                raise AblationError(
+                    f"{args.spec} has no run {args.run!r}: was it changed after the command was printed?"
+                )
             if args.run is None:
                 print(describe_plan(spec, store), file=sys.stderr)
             if args.plan_only:
@@ -78,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
             print(describe_failures(runner.failures), file=sys.stderr)
             return 1
         return 0
-    except (ValueError, OSError) as error:
+    except (AblationError, OSError) as error:
         print(f"ablate: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before there was a run to stop
@@ -89,26 +95,26 @@ def make_slots(jobs: int, threads: int | None, gpus: int | None, gpus_per_run: i
     """Slots for runs at the same time, which share the cores and the GPUs of this machine.
 
     Raises:
-        ValueError: these numbers do not go together, or there are too few GPUs.
+        AblationError: these numbers do not go together, or there are too few GPUs.
     """
     import torch
 
-    from d2_contrast.ablation import Slot
+    from d2_contrast.ablation import AblationError, Slot
 
     if gpus is None:
         if jobs > 1 and gpus_per_run > 1:
-            raise ValueError(f"--jobs {jobs} with --gpus-per-run {gpus_per_run}: say by --gpus how many there are")
+            raise AblationError(f"--jobs {jobs} with --gpus-per-run {gpus_per_run}: say by --gpus how many there are")
         groups = [None] * jobs
     else:
         found = torch.cuda.device_count()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",")[:found] if visible else [str(i) for i in range(found)]
         if jobs > 1:
-            raise ValueError(f"--jobs {jobs} with --gpus {gpus}: the GPUs decide how many runs there are at a time")
+            raise AblationError(f"--jobs {jobs} with --gpus {gpus}: the GPUs decide how many runs there are at a time")
         if gpus > found:
-            raise ValueError(f"--gpus {gpus}: torch can use {found} GPUs here")
+            raise AblationError(f"--gpus {gpus}: torch can use {found} GPUs here")
         if gpus % gpus_per_run:
-            raise ValueError(f"--gpus {gpus} is no multiple of --gpus-per-run {gpus_per_run}")
+            raise AblationError(f"--gpus {gpus} is no multiple of --gpus-per-run {gpus_per_run}")
         groups = [tuple(names[i : i + gpus_per_run]) for i in range(0, gpus, gpus_per_run)]
     share = max(1, len(os.sched_getaffinity(0)) // (len(groups) * gpus_per_run))
     return [Slot(threads or share, gpus_per_run, group) for group in groups]
@@ -126,7 +132,7 @@ def shell_command(args: argparse.Namespace, name: str, store) -> str:
 
 def describe_failures(failures: list) -> str:
     """Each failed run with the end of its log."""
-    parts = [f"{len(failures)} runs failed; the same command tries them again."]
+    parts = [f"Failed runs: {len(failures)}. The same command tries them again."]
     for failure in failures:
         tail = "".join(f"    {line}\n" for line in failure.tail.splitlines())
         parts.append(f"{failure.run.name}: {failure.reason}; the end of {failure.log}:\n{tail}")

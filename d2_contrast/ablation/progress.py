@@ -53,6 +53,11 @@ class Progress:
         self.stream.flush()
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, such as "1 run" or "2 runs"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def duration(seconds: float) -> str:
     """A duration in words, such as "2 h 10 min" or "40 s"."""
     if seconds < 90:

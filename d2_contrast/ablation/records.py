@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..evaluation.confusion_evaluator import RESULTS_FILE
 from ..visualize.curves import read_metrics
-from .spec import Run, Spec
+from .progress import counted
+from .spec import AblationError, Run, Spec
 
 ATTEMPT_FILE = "attempt.json"
 
@@ -39,9 +39,11 @@ class Store:
         """The record of a finished run, written now if its folder has all results but no record; None otherwise."""
         for path in self.results.glob(f"*{run.identity}.json"):
             return read_record(path)
-        if not is_finished(self.folder(run), run):
+        folder = self.folder(run)
+        results = final_results(folder, run)
+        if results is None:
             return None
-        record = describe(self.folder(run), spec_name, run)
+        record = describe(folder, spec_name, run, results)
         write_json(self.results / f"{run.name}.json", record)
         return record
 
@@ -68,7 +70,8 @@ class Store:
         if not records and len(deviating) == 1:
             ((changes, found),) = deviating.items()
             return {(record["row"], record["seed"]): record for record in found}, [f"All runs are with {changes}."]
-        return records, [f"Left out: {len(found)} runs with {changes}." for changes, found in deviating.items()]
+        remarks = [f"Left out: {counted(len(found), 'run')} with {changes}." for changes, found in deviating.items()]
+        return records, remarks
 
 
 def _changes(then: Mapping[str, object], now: Mapping[str, object]) -> str:
@@ -81,16 +84,31 @@ def _changes(then: Mapping[str, object], now: Mapping[str, object]) -> str:
     )
 
 
-def is_finished(folder: Path, run: Run) -> bool:
-    """Whether a folder has the results of the last iteration: those of earlier evaluations have the same names."""
-    metrics = folder / "metrics.json"
-    if not metrics.is_file() or not all(_results_file(folder, dataset).is_file() for dataset in run.row.datasets):
-        return False
-    evaluated = [its[-1] for name, (its, _) in read_metrics(str(metrics)).items() if "sem_seg/" in name]
-    return any(iteration >= run.row.iterations for iteration in evaluated)
+def final_results(folder: Path, run: Run) -> dict[str, dict[str, float | None]] | None:
+    """What the evaluation after the last iteration gave, {dataset: {metric: percent}}; None if it is not done.
+
+    It is read from metrics.json, which alone tells it from evaluations on the way and later ones.
+    """
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return None
+    last = {
+        name: None if math.isnan(values[-1]) else round(values[-1].item(), 4)
+        for name, (iterations, values) in read_metrics(str(path)).items()
+        if iterations[-1] >= run.row.iterations
+    }
+    results = {}
+    for dataset in run.row.datasets:
+        # As Detectron2 names them.
+        prefix = f"{dataset}/sem_seg/" if len(run.row.datasets) > 1 else "sem_seg/"
+        found = {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
+        if not found:
+            return None
+        results[dataset] = found
+    return results
 
 
-def describe(folder: Path, spec_name: str, run: Run) -> dict:
+def describe(folder: Path, spec_name: str, run: Run, results: Mapping[str, Mapping[str, float | None]]) -> dict:
     """The record of a finished run, small enough to be committed."""
     attempt = read_attempt(folder)
     log = (folder / "log.txt").read_text(errors="replace") if (folder / "log.txt").is_file() else ""
@@ -105,7 +123,7 @@ def describe(folder: Path, spec_name: str, run: Run) -> dict:
         "overrides": dict(row.overrides),
         "settings": dict(row.settings),
         "iterations": row.iterations,
-        "results": {dataset: _read_results(folder, dataset) for dataset in row.datasets},
+        "results": results,
         # Medians over 20 iterations, of which this is the median.
         "seconds_per_iteration": None if seconds is None else round(statistics.median(seconds[1].tolist()), 5),
         "peak_memory_mb": {"process": attempt.get("peak_memory_mb"), "gpu": _peak_gpu_memory_mb(log)},
@@ -119,15 +137,15 @@ def read_record(path: Path) -> dict:
     """Read a record.
 
     Raises:
-        ValueError: the file holds none.
+        AblationError: the file holds none.
     """
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text("utf-8"))
         if {"spec", "row", "seed", "hash", "settings", "results"} <= record.keys():
             return record
     except (ValueError, AttributeError):
         pass
-    raise ValueError(f"{path}: this is no result of a run: mend the file, or move it out of this folder")
+    raise AblationError(f"{path}: this is no result of a run: mend the file, or move it out of this folder")
 
 
 def read_attempt(folder: Path) -> dict:
@@ -147,17 +165,8 @@ def write_text(path: Path, text: str) -> None:
     """The same for any text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_text(text, "utf-8")
     os.replace(temporary, path)
-
-
-def _results_file(folder: Path, dataset: str) -> Path:
-    return folder / "inference" / dataset / RESULTS_FILE
-
-
-def _read_results(folder: Path, dataset: str) -> dict[str, float | None]:
-    results = json.loads(_results_file(folder, dataset).read_text())
-    return {k: None if v is None or not math.isfinite(v) else round(v, 4) for k, v in results.items()}
 
 
 def _peak_gpu_memory_mb(log: str) -> float | None:

@@ -7,6 +7,7 @@ from tabulate import tabulate
 
 from ..visualize.style import save
 from .plot import draw_differences
+from .progress import counted
 from .records import Store, read_attempt, write_text
 from .runner import claimed_by
 from .spec import Row, Run, Spec
@@ -26,15 +27,13 @@ def describe_plan(spec: Spec, store: Store) -> str:
         lines.append((row.name, config, overrides, f"{row.iterations:,}", runs))
     iterations = sum(run.row.iterations for run in spec.runs)
     total = ", ".join(f"{number} {state}" for state, number in Counter(states.values()).items())
-    text = (
-        [f"Overrides of all rows: {', '.join(pair for pair in _pairs(spec.rows[0]) if pair in shared)}"]
-        if shared
-        else []
-    )
+    text = []
+    if shared:
+        text.append(f"Overrides of all rows: {', '.join(pair for pair in _pairs(spec.rows[0]) if pair in shared)}")
     text += [
         tabulate(lines, ["row", "config", "overrides", "iterations", "runs"], disable_numparse=True),
-        f"Rows {len(spec.rows)} x seeds {len(spec.seeds)} ({', '.join(map(str, spec.seeds))}) = {len(states)} runs, "
-        f"{iterations:,} iterations: {total}. In {store.output}",
+        f"{counted(len(spec.rows), 'row')} x {counted(len(spec.seeds), 'seed')} ({', '.join(map(str, spec.seeds))}) = "
+        f"{counted(len(states), 'run')}, {counted(iterations, 'iteration')}: {total}. In {store.output}",
     ]
     for i, row in enumerate(spec.rows):
         for other in spec.rows[:i]:

@@ -5,6 +5,7 @@ import fcntl
 import heapq
 import json
 import os
+import platform
 import shlex
 import signal
 import socket
@@ -17,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from .machine import describe_machine
-from .progress import Progress, duration
+import torch
+
+from .. import env
+from .progress import Progress, counted, duration
 from .records import ATTEMPT_FILE, Store, read_attempt, write_json
 from .spec import Row, Run
 
@@ -260,7 +263,13 @@ class Runner:
             "outcome": None,
             "by": f"{socket.gethostname()}, process {os.getpid()}",
             "peak_memory_mb": earlier.get("peak_memory_mb"),
-            "machine": describe_machine(self.train_script.parent, slot.threads),
+            "machine": {
+                "cpu": env.processor()[0],
+                "threads": slot.threads,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "commit": env.commit(self.train_script.parent),
+            },
         }
         write_json(folder / ATTEMPT_FILE, attempt)
         metrics = folder / "metrics.json"
@@ -333,7 +342,7 @@ class Runner:
         self._stopping = True
         for job in self.jobs:
             job.process.terminate()
-        self.progress.event(f"stopping {len(self.jobs)} runs (once more kills them at once)")
+        self.progress.event(f"stopping {counted(len(self.jobs), 'run')}; a second signal kills at once")
         deadline = time.monotonic() + STOP_SECONDS
         while self.jobs:
             if time.monotonic() > deadline:

@@ -18,7 +18,8 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..config import default_config, load_config
+from ..config import default_config, flatten, load_config
+from ..config_files import find_config
 from ..data import register_folders
 from ..engine.setup import check_datasets
 from ..evaluation import EVALUATORS, ConfusionEvaluator, summarize_confusion
@@ -44,8 +45,8 @@ WITHOUT_INFLUENCE = (
 )
 
 
-class SpecError(ValueError):
-    """A spec cannot be run; the message says where it is wrong and what was expected."""
+class AblationError(ValueError):
+    """What was given cannot be run or collected; the message says where it is wrong and what was expected."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,22 +124,22 @@ def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
         overrides: keys and values in turn, for all rows, over everything in the file.
 
     Raises:
-        SpecError: the file, or one of its configs, is wrong.
+        AblationError: the file, or one of its configs, is wrong.
     """
     path = Path(path)
     content = _read_yaml(path)
     _check_keys(content, SPEC_KEYS, ("seeds", "rows"), str(path))
     seeds = content["seeds"]
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
-        raise SpecError(f"{path}: seeds is {seeds!r}: expected a list of numbers from 0 on, such as [1, 2, 3, 4]")
+        raise AblationError(f"{path}: seeds is {seeds!r}: expected a list of numbers from 0 on, such as [1, 2, 3, 4]")
     if len(set(seeds)) < len(seeds):
-        raise SpecError(f"{path}: seeds is {seeds}: expected each once")
+        raise AblationError(f"{path}: seeds is {seeds}: expected each once")
     metrics = content.get("metrics")
     if metrics is not None and (not isinstance(metrics, list) or not metrics):
-        raise SpecError(f"{path}: metrics is {metrics!r}: expected a list, such as [mIoU, mIoU-rare, IoU-Car]")
+        raise AblationError(f"{path}: metrics is {metrics!r}: expected a list, such as [mIoU, mIoU-rare, IoU-Car]")
     rows = content["rows"]
     if not isinstance(rows, list) or not rows:
-        raise SpecError(f"{path}: rows is {rows!r}: expected a list of rows, each with a name and a config")
+        raise AblationError(f"{path}: rows is {rows!r}: expected a list of rows, each with a name and a config")
 
     common = _overrides(content, str(path))
     last = _command_line(overrides)
@@ -163,7 +164,8 @@ def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
                     _row(
                         name,
                         None if compared == name else compared,
-                        path.parent / str(entry["config"]),
+                        str(entry["config"]),
+                        path.parent,
                         {**own, **chosen, **last},
                         f"{path}: row {name!r}",
                     )
@@ -172,9 +174,11 @@ def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     names = [row.name for row in built]
     for row in built:
         if names.count(row.name) > 1:
-            raise SpecError(f"{path}: there are {names.count(row.name)} rows with the name {row.name!r}: expected one")
+            raise AblationError(
+                f"{path}: there are {names.count(row.name)} rows with the name {row.name!r}: expected one"
+            )
         if row.baseline is not None and row.baseline not in names:
-            raise SpecError(
+            raise AblationError(
                 f"{path}: the baseline {row.baseline!r} of row {row.name!r} is no row: expected one of {names}"
             )
     metrics = None if metrics is None else tuple(map(str, metrics))
@@ -188,10 +192,13 @@ def settings_of(cfg: CfgNode) -> dict[str, object]:
 
     A key that a later version adds therefore changes nothing as long as it has its default.
     """
-    default = _flatten(default_config())
+    values, default = (
+        json.loads(json.dumps(flatten(c), default=str))  # tuples become lists
+        for c in (cfg, default_config())
+    )
     return {
         key: value
-        for key, value in sorted(_flatten(cfg).items())
+        for key, value in sorted(values.items())
         if key not in WITHOUT_INFLUENCE and not (key in default and default[key] == value)
     }
 
@@ -215,11 +222,11 @@ class _Loader(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict:
     try:
-        content = yaml.load(path.read_text(), _Loader)
+        content = yaml.load(path.read_text("utf-8"), _Loader)
     except OSError as error:
-        raise SpecError(f"{path}: cannot read this spec ({error.strerror})") from error
+        raise AblationError(f"{path}: cannot read this spec ({error.strerror})") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SpecError(f"{path}: this is no yaml file: {_one_line(error)}") from error
+        raise AblationError(f"{path}: this is no yaml file: {_one_line(error)}") from error
     return content
 
 
@@ -234,15 +241,15 @@ def _one_line(error: Exception) -> str:
 
 def _check_keys(entry: object, known: Sequence[str], required: Sequence[str], where: str) -> None:
     if not isinstance(entry, dict):
-        raise SpecError(f"{where}: expected the keys {', '.join(required)}, found {entry!r}")
+        raise AblationError(f"{where}: expected the keys {', '.join(required)}, found {entry!r}")
     for key in entry:
         if key not in known:
             similar = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean {similar[0]}?" if similar else f"expected some of {', '.join(known)}"
-            raise SpecError(f"{where}: unknown key {key!r}: {hint}")
+            raise AblationError(f"{where}: unknown key {key!r}: {hint}")
     for key in required:
         if entry.get(key) is None:
-            raise SpecError(f"{where}: the key {key} is missing")
+            raise AblationError(f"{where}: the key {key} is missing")
 
 
 def _overrides(entry: Mapping, where: str) -> dict[str, object]:
@@ -252,20 +259,22 @@ def _overrides(entry: Mapping, where: str) -> dict[str, object]:
 def _flatten_overrides(values: object, where: str) -> dict[str, object]:
     """Overrides by dotted key, from those and from nested ones as in a config."""
     if not isinstance(values, dict):
-        raise SpecError(f"{where}: expected keys with values, such as SOLVER.MAX_ITER: 4800, found {values!r}")
+        raise AblationError(f"{where}: expected keys with values, such as SOLVER.MAX_ITER: 4800, found {values!r}")
     flat: dict[str, object] = {}
     for key, value in values.items():
         nested = _flatten_overrides(value, where) if isinstance(value, dict) else {"": value}
         flat.update({f"{key}.{rest}".rstrip("."): x for rest, x in nested.items()})
     for key in flat:
         if key in ("SEED", "OUTPUT_DIR"):
-            raise SpecError(f"{where}: {key} is set for each run: use {'seeds' if key == 'SEED' else 'output'} instead")
+            raise AblationError(
+                f"{where}: {key} is set for each run: use {'seeds' if key == 'SEED' else 'output'} instead"
+            )
     return flat
 
 
 def _command_line(overrides: Sequence[str]) -> dict[str, object]:
     if len(overrides) % 2:
-        raise SpecError(f"the overrides {' '.join(overrides)!r} are no pairs of KEY and VALUE")
+        raise AblationError(f"the overrides {' '.join(overrides)!r} are no pairs of KEY and VALUE")
     return _flatten_overrides(dict(zip(overrides[::2], overrides[1::2], strict=True)), "command line")
 
 
@@ -275,7 +284,7 @@ Choice = tuple[str, dict[str, object]]  # how a value of an axis is called, and 
 def _axes(entry: Mapping, where: str) -> list[list[Choice]]:
     axes = entry.get("axes") or {}
     if not isinstance(axes, dict):
-        raise SpecError(f"{where}: axes is {axes!r}: expected names with values")
+        raise AblationError(f"{where}: axes is {axes!r}: expected names with values")
     result: list[list[Choice]] = []
     for axis, values in axes.items():
         if isinstance(values, list) and values:
@@ -285,26 +294,24 @@ def _axes(entry: Mapping, where: str) -> list[list[Choice]]:
             at = f"{where}: axis {axis!r}"
             result.append([(f"{axis} {v}", _flatten_overrides(keys, f"{at}, {v!r}")) for v, keys in values.items()])
         else:
-            raise SpecError(
+            raise AblationError(
                 f"{where}: axis {axis!r} is {values!r}: expected a list of values of that key, or for each label some "
                 "overrides"
             )
     return result
 
 
-def _row(name: str, baseline: str | None, config: Path, overrides: dict, where: str) -> Row:
-    if not config.is_file():
-        raise SpecError(f"{where}: there is no config {config} (paths start at the folder of the spec)")
-    config = config.resolve()
+def _row(name: str, baseline: str | None, config: str, folder: Path, overrides: dict, where: str) -> Row:
     try:
-        cfg = load_config(str(config), as_options(overrides))
+        file = Path(find_config(config, str(folder))).resolve()
+        cfg = load_config(str(file), as_options(overrides))
         register_folders(cfg.DATASETS.FOLDERS)
         check_datasets(cfg)
-    except (KeyError, ValueError, OSError, yaml.YAMLError) as error:
-        raise SpecError(f"{where}: {_one_line(error).removeprefix('command line: ')}") from error
+    except (KeyError, ValueError, OSError) as error:
+        raise AblationError(f"{where}: {_one_line(error).removeprefix('command line: ')}") from error
     if not cfg.DATASETS.TEST:
-        raise SpecError(f"{where}: DATASETS.TEST is empty: there would be nothing to report")
-    return Row(name, baseline, config, overrides, settings_of(cfg), cfg.SOLVER.MAX_ITER, tuple(cfg.DATASETS.TEST))
+        raise AblationError(f"{where}: DATASETS.TEST is empty: there would be nothing to report")
+    return Row(name, baseline, file, overrides, settings_of(cfg), cfg.SOLVER.MAX_ITER, tuple(cfg.DATASETS.TEST))
 
 
 def _check_metrics(metrics: Iterable[str], datasets: Sequence[str], where: str) -> None:
@@ -320,14 +327,4 @@ def _check_metrics(metrics: Iterable[str], datasets: Sequence[str], where: str) 
             similar = ", ".join(difflib.get_close_matches(metric, known, cutoff=0.7)) or ", ".join(
                 sorted(name for name in known if "-" not in name or name.startswith("mIoU"))
             )
-            raise SpecError(f"{where}: no dataset has the metric {metric!r}: expected, for example, {similar}")
-
-
-def _flatten(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = json.loads(json.dumps(value, default=str))  # tuples become lists
-    return flat
+            raise AblationError(f"{where}: no dataset has the metric {metric!r}: expected, for example, {similar}")

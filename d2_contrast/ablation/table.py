@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from .progress import counted
 from .records import Records
 from .spec import Row, Spec
 from .statistics import Difference, Summary, paired_difference, summarize
@@ -110,10 +111,11 @@ def _reduce(function, values: Sequence[float | None], factor: float = 1.0) -> fl
 
 def to_markdown(spec: Spec, tables: Sequence[Table], records: Records, remarks: Sequence[str]) -> str:
     """The tables as a page of Markdown: with the scores of each seed, and what they were obtained with."""
-    runs = len(spec.rows) * len(spec.seeds)
+    size = f"{counted(len(spec.rows), 'row')}, {counted(len(spec.seeds), 'seed')}"
+    runs = counted(len(spec.rows) * len(spec.seeds), "run")
     parts = [
         f"# {spec.name}",
-        f"{len(spec.rows)} rows, {len(spec.seeds)} seeds: {len(records)} of {runs} runs are finished.",
+        f"{size}: {len(records)} of {runs} finished.",
     ]
     for table in tables:
         header, cells = _cells(table, " ± ", "Δ ")
@@ -224,7 +226,7 @@ def _machines(records: Records) -> list[str]:
         machine = record.get("machine", {})
         gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""
         text = f"{gpu}{machine.get('cpu')}, threads {machine.get('threads')}, torch {machine.get('torch')}"
-        lines.append(f"Trained on {text}, commit {machine.get('commit') or 'unknown'}.")
+        lines.append(f"Trained on {text}, commit {machine.get('commit')}.")
     return list(dict.fromkeys(lines))
 
 

@@ -125,14 +125,23 @@ def test_folders_alone_say_what_is_finished(spec, store, tmp_path):
 
 def test_results_of_an_earlier_iteration_do_not_count(spec, store):
     run = spec.runs[0]
-    folder = store.folder(run) / "inference/shapes_val"
-    folder.mkdir(parents=True)
-    (folder / "sem_seg_results.json").write_text('{"mIoU": 1.0}')
-    metrics = folder.parents[1] / "metrics.json"
-    metrics.write_text('{"iteration": 5, "sem_seg/mIoU": 1.0}\n')
+    metrics = store.folder(run) / "metrics.json"
+    metrics.parent.mkdir(parents=True)
+    metrics.write_text('{"iteration": 5, "sem_seg/mIoU": 1.0}\n{"iteration": 6, "time": 1.0}\n{"iteration": 6, "sem_')
     assert store.record(spec.name, run) is None
-    metrics.write_text('{"iteration": 5, "time": 1.0}\n{"iteration": 6, "sem_seg/mIoU": 1.0}\n')
-    assert store.record(spec.name, run)["results"]["shapes_val"]["mIoU"] == 1.0
+    metrics.write_text('{"iteration": 5, "sem_seg/mIoU": 1.0}\n{"iteration": 6, "sem_seg/mIoU": 2.0}\n')
+    assert store.record(spec.name, run)["results"] == {"shapes_val": {"mIoU": 2.0}}
+
+
+def test_results_of_several_datasets(write_spec, store):
+    spec = read_spec(write_spec(TWO_ROWS), ["DATASETS.TEST", "('shapes_train', 'shapes_val')"])
+    run = spec.runs[0]
+    metrics = store.folder(run) / "metrics.json"
+    metrics.parent.mkdir(parents=True)
+    metrics.write_text('{"iteration": 6, "shapes_val/sem_seg/mIoU": 2.0}\n')
+    assert store.record(spec.name, run) is None
+    metrics.write_text('{"iteration": 6, "shapes_train/sem_seg/IoU-disc": NaN, "shapes_val/sem_seg/mIoU": 2.0}\n')
+    assert store.record(spec.name, run)["results"] == {"shapes_train": {"IoU-disc": None}, "shapes_val": {"mIoU": 2.0}}
 
 
 def test_row_with_another_name_keeps_its_runs_and_other_settings_do_not(spec, store, write_spec):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from d2_contrast.ablation import SpecError, read_spec
+from d2_contrast.ablation import AblationError, read_spec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SPECS = sorted((CONFIGS / "ablations").glob("*.yaml"))
@@ -131,7 +131,7 @@ WRONG = {
     "seeds: [1]\nrows: [{name: a}]": r"row 'a': the key config is missing",
     f"seeds: [1]\nrows: [{ROW}, {ROW}]": r"there are 2 rows with the name 'a'",
     f"seeds: [1]\nbaseline: b\nrows: [{ROW}]": r"the baseline 'b' of row 'a' is no row: expected one of \['a'\]",
-    "seeds: [1]\nrows: [{name: a, config: gone.yaml}]": r"row 'a': there is no config .*gone\.yaml",
+    "seeds: [1]\nrows: [{name: a, config: gone.yaml}]": r"row 'a': .*gone\.yaml: no such config file",
     ONE + "overrides: {SOLVER.MAXITER: 4}": r"row 'a': Non-existent.*SOLVER\.MAXITER.*SOLVER\.MAX_ITER",
     ONE + "overrides: {SOLVER.MAX_ITER: many}": r"row 'a': .*(MAX_ITER.*many|many.*MAX_ITER)",
     ONE + "overrides: {SEED: 4}": r"SEED is set for each run: use seeds",
@@ -147,7 +147,7 @@ WRONG = {
 @pytest.mark.parametrize("text", WRONG)
 def test_mistakes_are_named(write_spec, text):
     path = write_spec(text)
-    with pytest.raises(SpecError, match=WRONG[text]) as raised:
+    with pytest.raises(AblationError, match=WRONG[text]) as raised:
         read_spec(path)
     message = str(raised.value)
     assert message.startswith(str(path)) and "\n" not in message
@@ -155,15 +155,15 @@ def test_mistakes_are_named(write_spec, text):
 
 def test_config_that_is_no_yaml(write_spec, tmp_path):
     (tmp_path / "broken.yaml").write_text("SOLVER: [1")
-    with pytest.raises(SpecError, match=r"row 'a': .*line 1") as raised:
+    with pytest.raises(AblationError, match=r"row 'a': .*line 1") as raised:
         read_spec(write_spec("seeds: [1]\nrows: [{name: a, config: broken.yaml}]"))
     assert "\n" not in str(raised.value)
 
 
 def test_missing_spec_and_odd_overrides(tmp_path, write_spec):
-    with pytest.raises(SpecError, match=r"none\.yaml: cannot read this spec \(No such file"):
+    with pytest.raises(AblationError, match=r"none\.yaml: cannot read this spec \(No such file"):
         read_spec(tmp_path / "none.yaml")
-    with pytest.raises(SpecError, match="'SOLVER.MAX_ITER' are no pairs of KEY and VALUE"):
+    with pytest.raises(AblationError, match="'SOLVER.MAX_ITER' are no pairs of KEY and VALUE"):
         read_spec(write_spec(TWO_ROWS), ["SOLVER.MAX_ITER"])
 
 

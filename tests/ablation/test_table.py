@@ -4,7 +4,16 @@ import re
 
 import pytest
 
-from d2_contrast.ablation import Store, build_tables, draw_differences, read_spec, to_csv, to_latex, to_markdown
+from d2_contrast.ablation import (
+    AblationError,
+    Store,
+    build_tables,
+    draw_differences,
+    read_spec,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
 from d2_contrast.ablation.records import write_json
 
 # mIoU of rows by seed; "ours" - "plain": 2, 4, 6, mean 4, deviation 2, t of 97.5 % at 2 degrees 4.302653.
@@ -95,7 +104,7 @@ def test_markdown(collected):
     assert (
         rows[6] == ["mIoU by seed", "1", "2", "3"] and rows[9] == ["ours", "52.00", "55.00", "58.00"][:1] + rows[9][1:]
     )
-    assert "4 rows, 3 seeds: 7 of 12 runs are finished." in page
+    assert "4 rows, 3 seeds: 7 of 12 runs finished." in page
     assert "\n- a remark\n- Trained on A CPU, threads 2, torch 2.9, commit abc.\n" in page
 
 
@@ -175,7 +184,7 @@ def test_results_of_other_settings_are_left_out(spec, store, write_records, writ
     write_json(store.results / f"{run.name}.json", record_of(other, run.row, run.seed, 99.0))
     records, remarks = store.collect(spec)
     assert len(records) == 6 and ("ours", 1) not in records
-    assert remarks == ["Left out: 1 runs with SOLVER.MAX_ITER 9 (the spec: 1800)."]
+    assert remarks == ["Left out: 1 run with SOLVER.MAX_ITER 9 (the spec: 1800)."]
     (table,) = build_tables(spec, records)
     assert table.lines[1].differences["mIoU"].n == 2
 
@@ -193,7 +202,7 @@ def test_results_that_all_deviate_alike_are_taken_and_said_so(spec, store, write
 def test_damaged_result_is_named(spec, store):
     store.results.mkdir()
     (store.results / "plain.json").write_text("{")
-    with pytest.raises(ValueError, match=r"plain\.json: this is no result of a run"):
+    with pytest.raises(AblationError, match=r"plain\.json: this is no result of a run"):
         store.collect(spec)
 
 

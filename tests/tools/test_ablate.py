@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from d2_contrast.ablation import AblationError
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tools/ablate.py"
 FAKE = ROOT / "tests/ablation/fake_train.py"
@@ -51,7 +53,7 @@ def test_help_is_quick():
 def test_run_and_table(main, capsys):
     assert main(["spec.yaml", "--jobs", "2", "--plot", "--results", "kept"]) == 0
     out, err = capsys.readouterr()
-    assert "Rows 2 x seeds 2 (1, 2) = 4 runs, 16 iterations: 4 to do." in err
+    assert "2 rows x 2 seeds (1, 2) = 4 runs, 16 iterations: 4 to do." in err
     assert "+5.00 [+5.00, +5.00]" in out and out.startswith("# spec\n")
     folder = Path("output/ablations/spec")
     assert (folder / "spec.md").read_text() == out.removesuffix("\n")
@@ -73,7 +75,7 @@ def test_plan_runs_nothing(main, capsys):
 
 def test_collecting_nothing(main, capsys):
     assert main(["spec.yaml", "--collect-only", "--plot"]) == 0
-    assert "0 of 4 runs are finished" in capsys.readouterr().out
+    assert "0 of 4 runs finished" in capsys.readouterr().out
 
 
 def test_failures_come_last(main, capsys, monkeypatch):
@@ -82,7 +84,7 @@ def test_failures_come_last(main, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert "1 of 2" in out
     end = err.split("Written: ")[1]
-    assert "1 runs failed" in end and re.search(r"ours_seed2_\w+: failed with exit code 3", end)
+    assert "Failed runs: 1." in end and re.search(r"ours_seed2_\w+: failed with exit code 3", end)
     assert end.endswith("    OSError: no such image: 7.png\n\n")
 
 
@@ -154,7 +156,7 @@ def test_slots_share_cores_and_gpus(monkeypatch):
     assert slots(2, 7, None, 1) == [(7, 1, None)] * 2
     assert slots(1, None, None, 2) == [(8, 2, None)]  # the queue says which
     assert slots(1, None, 4, 2) == [(4, 2, ("0", "1")), (4, 2, ("2", "3"))]
-    with pytest.raises(ValueError, match="--gpus 3 is no multiple of --gpus-per-run 2"):
+    with pytest.raises(AblationError, match="--gpus 3 is no multiple of --gpus-per-run 2"):
         slots(1, None, 3, 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,8,9")
     assert slots(1, None, 2, 1) == [(8, 1, ("5",)), (8, 1, ("7",))]
