@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from d2_contrast.contrast import AnchorSampler, ContrastiveBranch, MultiScaleContrast, Projector, describe_anchors
 
-from .features import extract_features, normalise_images, pad_batch, select_features
+from .features import normalise_images, pad_batch, select_features
 from .heads import build_aux_head
 from .layers import resize
 
@@ -100,10 +100,6 @@ class ContrastiveSegmentor(SemanticSegmentor):
         if self.contrast is not None:
             losses.update(self._contrast(self.contrast, features, targets.tensor))
         return losses
-
-    def extract_features(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        """Run the backbone alone: images as in ``forward`` to {name: (N, C, h, w)}."""
-        return extract_features(self, batched_inputs)
 
     @torch.no_grad()
     def embed(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:

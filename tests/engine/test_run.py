@@ -160,6 +160,18 @@ def test_configs_of_the_embedded_dataset_run_as_shipped(tiny_datasets, tmp_path,
         assert Path(cfg.OUTPUT_DIR, picture).is_file(), picture
 
 
+def test_detectron2s_own_segmentor(make_cfg):
+    """Without auxiliary head and contrastive branch, of which it knows nothing."""
+    options = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "VISUALIZE.NUM_IMAGES", 2, "VISUALIZE.TSNE_POINTS", 60]
+    cfg = make_cfg(*options, "SOLVER.MAX_ITER", 2, base="uper_r18.yaml")
+    trained = train(cfg)
+    output = Path(cfg.OUTPUT_DIR)
+    for name in ("predictions.png", "tsne.png", "confusion.png", "curves.png"):
+        assert (output / name).is_file(), name
+    evaluated = evaluate(make_cfg(*options, "MODEL.WEIGHTS", output / "model_final.pth", base="uper_r18.yaml"))
+    assert evaluated["sem_seg"] == pytest.approx(trained["sem_seg"], nan_ok=True)
+
+
 @pytest.mark.parametrize("launcher", ["spawn", "torchrun"])
 def test_two_processes(write_config, tmp_path, pytestconfig, launcher):
     script = str(pytestconfig.rootpath / "train_net.py")

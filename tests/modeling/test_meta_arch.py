@@ -4,6 +4,7 @@ from detectron2.utils.events import EventStorage
 from tiny_models import make_batch, small_config, small_model
 
 from d2_contrast.modeling import ContrastiveSegmentor
+from d2_contrast.modeling.features import extract_features
 
 UPER = "cityscapes/uper_r101_contrast_bs12_120k.yaml"
 
@@ -22,7 +23,7 @@ def test_without_contrast_and_auxiliary_head():
     model = small_model(UPER, MODEL__CONTRAST__ENABLED=False, MODEL__AUX_HEAD__NAME="")
     assert list(model(make_batch((64, 64), (64, 64)))) == ["loss_sem_seg"]
     assert not any(name.startswith(("contrast", "aux_head")) for name in model.state_dict())
-    assert model.embed(model.eval().extract_features(make_batch((64, 64)))) == {}
+    assert model.embed(extract_features(model.eval(), make_batch((64, 64)))) == {}
 
 
 def test_auxiliary_loss_has_its_weight():
@@ -65,7 +66,7 @@ def test_inference_is_detectron2s():
 
 def test_features_and_embeddings():
     model = small_model(UPER).eval()
-    features = model.extract_features(make_batch((60, 90)))
+    features = extract_features(model, make_batch((60, 90)))
     assert {name: tuple(x.shape[2:]) for name, x in features.items()} == {
         f"{kind}{level}": (64 // 2**level, 96 // 2**level) for kind in ("res", "p") for level in range(2, 6)
     }
