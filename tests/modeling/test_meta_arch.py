@@ -33,6 +33,22 @@ def test_auxiliary_loss_has_its_weight():
     torch.testing.assert_close(heavier["loss_aux_sem_seg"], 2 * losses["loss_aux_sem_seg"])
 
 
+def test_auxiliary_loss_of_a_name_that_the_head_has():
+    """Both count: the first prediction of OCRNet is an auxiliary one, too."""
+    ocr = "cadis/ocrnet_r50_task2_contrast_bs8_50e.yaml"
+    options = {"MODEL__CONTRAST__ENABLED": False, "MODEL__SEM_SEG_HEAD__DROPOUT": 0.0, "MODEL__AUX_HEAD__DROPOUT": 0.0}
+    batch = make_batch((64, 64), (64, 64))
+    model = small_model(ocr, **options, MODEL__AUX_HEAD__NAME="FCNHead")
+    losses = model(batch)
+    head, aux = model.sem_seg_head, model.aux_head
+    model.sem_seg_head.aux_loss_weight = 0.0
+    alone = model(batch)["loss_aux_sem_seg"]
+    head.aux_loss_weight, aux.loss_weight = 0.4, 0.0
+    first = model(batch)["loss_aux_sem_seg"]
+    assert alone > 0 and first > 0
+    torch.testing.assert_close(losses["loss_aux_sem_seg"], alone + first)
+
+
 def test_training_parts_do_not_run_at_inference():
     model = small_model(UPER).eval()
 
