@@ -8,8 +8,6 @@ from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from torch import nn
 
-from ..modeling.weights import summarise_names
-
 logger = logging.getLogger(__name__)
 
 # Height and width of the image that is tried where INPUT.CROP sets none.
@@ -22,7 +20,8 @@ def share_among_processes(cfg: CfgNode, model: nn.Module) -> nn.Module:
         return model
     unused = find_unused_parameters(cfg, model)
     if unused:
-        logger.warning("No loss depends on these parameters, which are not trained: %s", summarise_names(unused))
+        names = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
+        logger.warning("No loss depends on these parameters, which are not trained: %s", names)
     device_ids = [torch.cuda.current_device()] if cfg.MODEL.DEVICE.startswith("cuda") else None
     return create_ddp_model(
         model,

@@ -4,7 +4,6 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import timm
 import torch
@@ -98,10 +97,9 @@ class TimmBackbone(Backbone):
         if drop_path:
             options["drop_path_rate"] = drop_path
         try:
-            self.sizes, extra = find_image_sizes(name, tuple(options.items()))
-            body = timm.create_model(name, features_only=True, **options, **extra)
-        except (TypeError, AssertionError) as error:
-            raise ValueError(f"MODEL.TIMM: {name!r} does not take {options} ({error})") from error
+            body, self.sizes = build_body(name, **options)
+        except (TypeError, AssertionError, RuntimeError) as error:
+            raise ValueError(f"MODEL.TIMM: timm does not build {name!r} with {options} ({error})") from error
         self.name = name
         for section, size in (images or {}).items():
             self._check_size(section, size)
@@ -170,39 +168,56 @@ class TimmBackbone(Backbone):
             logger.warning("%s: %s.SIZE %s is padded to %s, which costs time", model, section, list(size), padded)
 
 
-@cache
-def find_image_sizes(name: str, options: tuple[tuple[str, object], ...]) -> tuple[ImageSizes, dict[str, object]]:
-    """Find out which images a timm model takes, by trying some, without memory for them or arithmetic.
+def build_body(name: str, **options) -> tuple[nn.Module, ImageSizes]:
+    """Build a timm model that gives feature maps, for any images if timm has it so, and say which it takes.
+
+    Raises:
+        TypeError, AssertionError: the model does not know an option.
+        RuntimeError: it gives no feature maps.
+    """
+    body = timm.create_model(name, features_only=True, **options)
+    sizes = find_image_sizes(body, name, str(options))
+    if sizes.multiple > coarsest_stride(body):
+        try:
+            free = timm.create_model(name, features_only=True, **options, **ANY_SIZE)
+        except TypeError:  # no such option
+            return body, sizes
+        free_sizes = find_image_sizes(free, name, str(options | ANY_SIZE))
+        if free_sizes.multiple == coarsest_stride(free):
+            return free, free_sizes
+    return body, sizes
+
+
+def coarsest_stride(body: nn.Module) -> int:
+    return max(STRIDE, *body.feature_info.reduction())
+
+
+def find_image_sizes(body: nn.Module, name: str, options: str) -> ImageSizes:
+    """Find out which images a timm model takes, by trying some, without memory or arithmetic (on torch's meta device).
 
     Args:
-        name: of the model.
-        options: arguments for timm, names and values.
-
-    Returns:
-        The sizes, and further arguments for timm that the model needs to take them.
+        body: the model; nothing of it changes.
+        name, options: what it was made from. Models made from the same are tried once.
     """
-    # Initial weights are those of a seed, however often models are tried first.
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
-        sizes, step = _try_sizes(name, **dict(options))
-        if sizes.multiple > step:
-            try:
-                free, _ = _try_sizes(name, **dict(options), **ANY_SIZE)
-            except TypeError:  # no such option
-                return sizes, {}
-            if free.multiple == step:
-                return free, ANY_SIZE
-    return sizes, {}
+    if (name, options) not in _found_sizes:
+        training = body.training
+        _found_sizes[name, options] = _try_sizes(body.eval(), name)
+        body.train(training)
+    return _found_sizes[name, options]
 
 
-def _try_sizes(name: str, **options) -> tuple[ImageSizes, int]:
-    """The images that a model takes, on torch's meta device, and the stride of its coarsest map, at least STRIDE."""
-    body = timm.create_model(name, features_only=True, **options).eval()
-    step = max(STRIDE, *body.feature_info.reduction())
+_found_sizes: dict[tuple[str, str], ImageSizes] = {}
+
+
+def _try_sizes(body: nn.Module, name: str) -> ImageSizes:
+    tensors = {key: x.to("meta") for key, x in (*body.named_parameters(), *body.named_buffers())}
     native = timm.get_pretrained_cfg(name, allow_unregistered=True).input_size[-1]
+    step = coarsest_stride(body)
 
     def runs(height: int, width: int) -> bool:
         try:
-            body(torch.empty(1, 3, height, width))
+            with torch.device("meta"), torch.no_grad():
+                torch.func.functional_call(body, tensors, torch.empty(1, 3, height, width))
         except Exception:  # networks refuse a size in many ways
             return False
         return True
@@ -211,10 +226,10 @@ def _try_sizes(name: str, **options) -> tuple[ImageSizes, int]:
         # Neither a multiple of a larger number nor square.
         if runs(9 * multiple, 11 * multiple):
             smallest = next(side for side in range(multiple, 12 * multiple, multiple) if runs(side, side))
-            return ImageSizes(multiple, smallest), step
+            return ImageSizes(multiple, smallest)
     if runs(native, native):
-        return ImageSizes(native, native, native), step
-    return ImageSizes(step, step), step  # cannot be tried: it may well run
+        return ImageSizes(native, native, native)
+    return ImageSizes(step, step)  # cannot be tried: it may well run
 
 
 def convert_batch_norm(model: nn.Module, norm: str) -> nn.Module:
