@@ -20,7 +20,7 @@ from d2_contrast.contrast import AnchorSampler, ContrastiveBranch, MultiScaleCon
 
 from .features import normalise_images, pad_batch, select_features
 from .heads import build_aux_head
-from .layers import resize
+from .layers import allow_single_values, resize
 
 # What a network is trained with but does not need for a prediction, by the start of its tensors' names.
 TRAINING_ONLY = ("aux_head.", "contrast.")
@@ -147,8 +147,10 @@ def build_contrast(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> Contrastive
     contrast = cfg.MODEL.CONTRAST
     names, pairs = contrast.IN_FEATURES, [tuple(pair) for pair in contrast.CROSS_SCALE_PAIRS]
     projectors = {
-        name: Projector(
-            shape.channels, contrast.EMBEDDING_DIM, contrast.PROJECTOR_LAYERS, lambda c: get_norm(contrast.NORM, c)
+        name: allow_single_values(
+            Projector(
+                shape.channels, contrast.EMBEDDING_DIM, contrast.PROJECTOR_LAYERS, lambda c: get_norm(contrast.NORM, c)
+            )
         )
         for name, shape in select_features(shapes, names, "MODEL.CONTRAST.IN_FEATURES").items()
     }

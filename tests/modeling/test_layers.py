@@ -63,10 +63,11 @@ def test_values_of_all_processes_count_where_they_are_shared(kind, synchronised,
     assert modes == [synchronised]
 
 
-def test_a_batch_of_one_trains():
-    """The pyramid pools its coarsest map to one position."""
+@pytest.mark.parametrize("size", [(64, 96), (32, 32)])
+def test_a_batch_of_one_trains(size):
+    """The pyramid pools its coarsest map to one position; of the smallest image, that map has a single one itself."""
     model = small_model("cityscapes/uper_r101_contrast_bs12_120k.yaml")
-    batch = make_batch((64, 96))
+    batch = make_batch(size)
     sum(model(batch).values()).backward()
     sum(model(batch).values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
