@@ -227,9 +227,10 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.PIXEL_LOSS.RMI_STRIDE = 4
     cfg.MODEL.PIXEL_LOSS.RMI_RADIUS = 3
 
-    # MODEL.AUX_HEAD: a second head on one feature map, in training only.
+    # MODEL.AUX_HEAD: a second head, in training only.
     cfg.MODEL.AUX_HEAD = CN()
-    # Its name in Detectron2's registry of semantic segmentation heads ("FCNHead"), or "" for none.
+    # Its name in Detectron2's registry of semantic segmentation heads, such as "FCNHead" on one feature map; "" for
+    # none. Keys that are not here are read from MODEL.SEM_SEG_HEAD.
     cfg.MODEL.AUX_HEAD.NAME = ""
     cfg.MODEL.AUX_HEAD.IN_FEATURES = ["res4"]
     cfg.MODEL.AUX_HEAD.CONVS_DIM = 256

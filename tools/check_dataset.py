@@ -39,7 +39,7 @@ from d2_contrast.data import (
 from d2_contrast.data.checks import SampleCheck
 from d2_contrast.data.files import as_file_name
 from d2_contrast.visualize.report import class_colors
-from d2_contrast.visualize.style import FONT_SIZE, figure, legend_column_width, save
+from d2_contrast.visualize.style import FONT_SIZE, figure, legend_column_width, plain, save
 
 SAMPLES = 8  # in browse.png
 
@@ -131,7 +131,9 @@ def draw_samples(cfg: CfgNode, name: str, samples: list[dict], augmented: bool):
         ax.axis("off")
     if labelled:
         present = sorted({c for s in picks for c in s["sem_seg"].unique().tolist()} - {ignore_label})
-        handles = [Patch(facecolor=colors[c] / 255, edgecolor="gray", label=metadata.stuff_classes[c]) for c in present]
+        handles = [
+            Patch(facecolor=colors[c] / 255, edgecolor="gray", label=plain(metadata.stuff_classes[c])) for c in present
+        ]
         legend_columns = max(1, int(3 * columns / legend_column_width(h.get_label() for h in handles)))
         fig.legend(handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False, fontsize=FONT_SIZE)
     return fig

@@ -22,7 +22,7 @@ from ..config import default_config, flatten, load_config
 from ..config_files import find_config
 from ..data import register_folders
 from ..engine.setup import check_datasets
-from ..evaluation import EVALUATORS, ConfusionEvaluator, summarize_confusion
+from ..evaluation import summarize_confusion
 
 SPEC_KEYS = ("seeds", "baseline", "metrics", "output", "overrides", "axes", "rows")
 ROW_KEYS = ("name", "config", "overrides", "axes", "baseline")
@@ -318,7 +318,7 @@ def _check_metrics(metrics: Iterable[str], datasets: Sequence[str], where: str) 
     known: set[str] = set()
     for dataset in datasets:
         metadata = MetadataCatalog.get(dataset)
-        if EVALUATORS.get(metadata.get("evaluator_type")) is not ConfusionEvaluator:
+        if metadata.get("evaluator_type") != "sem_seg":
             return  # it has metrics of its own
         names = metadata.stuff_classes
         known |= summarize_confusion(np.zeros((len(names),) * 2), names, metadata.get("class_groups")).keys()

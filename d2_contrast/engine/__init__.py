@@ -1,6 +1,7 @@
 """Training and evaluation: setup, launching, the trainer and what it is made of."""
 
 from .. import _detectron2  # noqa: F401 (a check, so it comes first)
+from .checkpoint import ContrastCheckpointer
 from .launch import launch
 from .optimizer import build_optimizer
 from .run import evaluate, train
@@ -8,4 +9,4 @@ from .setup import setup
 from .train_step import TrainStep
 from .trainer import Trainer
 
-__all__ = ["TrainStep", "Trainer", "build_optimizer", "evaluate", "launch", "setup", "train"]
+__all__ = ["ContrastCheckpointer", "TrainStep", "Trainer", "build_optimizer", "evaluate", "launch", "setup", "train"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.projects.deeplab import build_lr_scheduler
@@ -16,6 +16,7 @@ from ..data import build_test_loader, build_train_loader
 from ..evaluation import build_evaluator, build_inference_model
 from .averaging import UpdateAverage, averaged_weights, build_average
 from .checkpoint import build_checkpointer
+from .data_parallel import share_among_processes
 from .optimizer import build_optimizer
 from .train_step import TrainStep
 
@@ -36,8 +37,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        device_ids = [torch.cuda.current_device()] if cfg.MODEL.DEVICE.startswith("cuda") else None
-        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        model = share_among_processes(cfg, model)
         self._trainer = TrainStep(
             model,
             data_loader,

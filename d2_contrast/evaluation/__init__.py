@@ -1,7 +1,7 @@
 """Evaluators and the ways of running a segmentor over an image."""
 
 from .. import _detectron2  # noqa: F401 (a check, so it comes first)
-from .build import EVALUATORS, build_evaluator
+from .build import EVALUATOR_REGISTRY, build_evaluator
 from .cityscapes import CityscapesEvaluator
 from .confusion_evaluator import CONFUSION_FILE, ConfusionEvaluator
 from .inference import MultiViewInference, build_inference_model
@@ -11,7 +11,7 @@ from .vectors import LabelledVectors, balance, sample_features, sample_vectors
 
 __all__ = [
     "CONFUSION_FILE",
-    "EVALUATORS",
+    "EVALUATOR_REGISTRY",
     "CityscapesEvaluator",
     "ConfusionEvaluator",
     "LabelledVectors",

@@ -2,11 +2,11 @@
 
 import logging
 import os
-from collections.abc import Callable
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils.registry import Registry
 
 from ..data import load_dicts
 from ..extras import MissingExtraError
@@ -16,11 +16,23 @@ from .submission import SubmissionWriter
 
 logger = logging.getLogger(__name__)
 
-# Evaluators by metadata.evaluator_type, built with (dataset_name, output_dir). Add your own here.
-EVALUATORS: dict[str, Callable[[str, str], DatasetEvaluator]] = {
-    "sem_seg": ConfusionEvaluator,
-    "cityscapes_sem_seg": CityscapesEvaluator,
-}
+EVALUATOR_REGISTRY = Registry("EVALUATOR")
+EVALUATOR_REGISTRY.__doc__ = """
+Evaluators by the ``evaluator_type`` of a dataset's metadata; an entry is called with (dataset_name, output_dir) and
+gives a DatasetEvaluator.
+"""
+
+
+@EVALUATOR_REGISTRY.register()
+def sem_seg(dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    """Detectron2's ``evaluator_type`` of datasets for semantic segmentation."""
+    return ConfusionEvaluator(dataset_name, output_dir)
+
+
+@EVALUATOR_REGISTRY.register()
+def cityscapes_sem_seg(dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    """Detectron2's ``evaluator_type`` of Cityscapes."""
+    return CityscapesEvaluator(dataset_name, output_dir)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
@@ -43,13 +55,13 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if not any("sem_seg_file_name" in x for x in dicts):
         return SubmissionWriter(dataset_name, output_dir)
-    if kind not in EVALUATORS:
+    if kind not in EVALUATOR_REGISTRY:
         raise ValueError(
             f"dataset {dataset_name!r} has the evaluator_type {kind!r} in its metadata: expected one of "
-            f"{sorted(EVALUATORS)}"
+            f"{sorted(name for name, _ in EVALUATOR_REGISTRY)}"
         )
     try:
-        return EVALUATORS[kind](dataset_name, output_dir)
+        return EVALUATOR_REGISTRY.get(kind)(dataset_name, output_dir)
     except MissingExtraError as error:
         logger.warning(
             "%s is evaluated by IoU alone, without the other metrics of its benchmark: %s", dataset_name, error

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..contrast import resize_labels
 from ..data import SemSegMapper, read_label
+from ..modeling.features import extract_features
 
 # Positions that one image may give to a class, so that a class is seen in many images.
 PER_IMAGE = 16
@@ -102,7 +103,7 @@ def sample_features(
     """Draw labelled vectors from feature maps of a segmentor, see :func:`sample_vectors`.
 
     Args:
-        model: the ContrastiveSegmentor, in evaluation mode.
+        model: a segmentor, in evaluation mode.
         mapper: makes its inputs.
         dataset_dicts: labelled images, at least one.
         metadata: of their dataset.
@@ -117,8 +118,8 @@ def sample_features(
     def maps():
         for dataset_dict in dataset_dicts:
             inputs = mapper(dataset_dict)
-            features = model.extract_features([inputs])
-            embeddings = model.embed(features)
+            features = extract_features(model, [inputs])
+            embeddings = model.embed(features) if hasattr(model, "embed") else {}
             label = torch.from_numpy(read_label(dataset_dict["sem_seg_file_name"], metadata).astype(np.int64))
             raw = {name: features[name] for name in names}
             projected = {after[name]: embeddings[name] for name in names if name in embeddings}

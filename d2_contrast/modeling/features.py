@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
+from detectron2.structures import ImageList
+from torch import Tensor, nn
 
 
 def select_features(shapes: Mapping[str, ShapeSpec], names: Iterable[str], key: str) -> dict[str, ShapeSpec]:
@@ -42,3 +45,21 @@ def contrasted_features(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> list[s
     if not cfg.MODEL.CONTRAST.ENABLED and not set(read) <= set(names):
         names = read
     return names or list(shapes)
+
+
+def pad_batch(model: nn.Module, tensors: list[Tensor], value: float) -> ImageList:
+    """Pad images (C, H, W) or labels (H, W) at the bottom and right to one size that the model's backbone takes."""
+    backbone = model.backbone
+    return ImageList.from_tensors(tensors, backbone.size_divisibility, value, backbone.padding_constraints)
+
+
+def normalise_images(model: nn.Module, batched_inputs: list[dict]) -> ImageList:
+    """Normalise and pad the images of a batch as Detectron2's meta-architectures do."""
+    images = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in batched_inputs]
+    return pad_batch(model, images, 0.0)
+
+
+@torch.no_grad()
+def extract_features(model: nn.Module, batched_inputs: list[dict]) -> dict[str, Tensor]:
+    """Run the backbone of one of Detectron2's meta-architectures alone: a batch to {name: (N, C, h, w)}."""
+    return model.backbone(normalise_images(model, batched_inputs).tensor)

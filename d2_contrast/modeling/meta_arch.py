@@ -7,18 +7,20 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
-    SEM_SEG_HEADS_REGISTRY,
     SemanticSegmentor,
     build_backbone,
     build_sem_seg_head,
 )
+from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from d2_contrast.contrast import AnchorSampler, ContrastiveBranch, MultiScaleContrast, Projector, describe_anchors
 
-from .features import select_features
+from .features import normalise_images, pad_batch, select_features
+from .heads import build_aux_head
+from .layers import allow_single_values, resize
 
 # What a network is trained with but does not need for a prediction, by the start of its tensors' names.
 TRAINING_ONLY = ("aux_head.", "contrast.")
@@ -28,7 +30,7 @@ TRAINING_ONLY = ("aux_head.", "contrast.")
 class ContrastiveSegmentor(SemanticSegmentor):
     """Detectron2's SemanticSegmentor with an auxiliary head and a contrastive branch: both optional, for training only.
 
-    Inference is inherited: it runs backbone and head alone, whatever the network was trained with.
+    Inference is SemanticSegmentor's: it runs backbone and head alone, whatever the network was trained with.
     """
 
     @configurable
@@ -65,7 +67,7 @@ class ContrastiveSegmentor(SemanticSegmentor):
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
         if cfg.MODEL.AUX_HEAD.NAME:
-            args["aux_head"] = SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.AUX_HEAD.NAME)(cfg, shapes)
+            args["aux_head"] = build_aux_head(cfg, shapes)
         if cfg.MODEL.CONTRAST.ENABLED:
             args["contrast"] = build_contrast(cfg, shapes)
             args["log_period"] = cfg.MODEL.CONTRAST.LOG_PERIOD
@@ -81,36 +83,37 @@ class ContrastiveSegmentor(SemanticSegmentor):
             In training, weighted losses by name; otherwise what SemanticSegmentor returns, one dict an image with
             ``sem_seg``, logits (K, height, width).
         """
-        if not self.training:
-            return super().forward(batched_inputs)
-        images = self._images(batched_inputs)
-        targets = self._pad([x["sem_seg"].to(self.device) for x in batched_inputs], self.sem_seg_head.ignore_value)
+        images = normalise_images(self, batched_inputs)
         features = self.backbone(images.tensor)
+        if not self.training:
+            logits, _ = self.sem_seg_head(features, None)
+            return self._to_outputs(logits, images, batched_inputs)
+        targets = pad_batch(
+            self, [x["sem_seg"].to(self.device) for x in batched_inputs], self.sem_seg_head.ignore_value
+        )
         _, losses = self.sem_seg_head(features, targets.tensor)
         if self.aux_head is not None:
             _, aux_losses = self.aux_head(features, targets.tensor)
-            losses.update({name.replace("loss_", "loss_aux_", 1): loss for name, loss in aux_losses.items()})
+            for name, loss in aux_losses.items():
+                name = "loss_aux_" + name.removeprefix("loss_")  # which the head itself may have, as OCRHead does
+                losses[name] = losses[name] + loss if name in losses else loss
         if self.contrast is not None:
             losses.update(self._contrast(self.contrast, features, targets.tensor))
         return losses
-
-    @torch.no_grad()
-    def extract_features(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        """Run the backbone alone: images as in ``forward`` to {name: (N, C, h, w)}."""
-        return self.backbone(self._images(batched_inputs).tensor)
 
     @torch.no_grad()
     def embed(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Project feature maps to unit-length embeddings, {name: (N, D, h, w)}; {} without contrastive branch."""
         return {} if self.contrast is None else self.contrast.embed(features)
 
-    def _images(self, batched_inputs: list[dict]) -> ImageList:
-        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
-        return self._pad(images, 0.0)
-
-    def _pad(self, tensors: list[Tensor], value: float) -> ImageList:
-        divisibility, constraints = self.backbone.size_divisibility, self.backbone.padding_constraints
-        return ImageList.from_tensors(tensors, divisibility, value, constraints)
+    def _to_outputs(self, logits: Tensor, images: ImageList, batched_inputs: list[dict]) -> list[dict]:
+        # A head multiplies the size of a map by its stride, which is the size of the images only where that divides it.
+        if logits.shape[-2:] != images.tensor.shape[-2:]:
+            logits = resize(logits, images.tensor.shape[-2:])
+        return [
+            {"sem_seg": sem_seg_postprocess(x, size, inputs.get("height", size[0]), inputs.get("width", size[1]))}
+            for x, size, inputs in zip(logits, images.image_sizes, batched_inputs)
+        ]
 
     @torch.compiler.disable(recursive=False)  # reads the iteration and writes logs; what it calls may be compiled
     def _contrast(self, branch: ContrastiveBranch, features: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
@@ -144,8 +147,10 @@ def build_contrast(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> Contrastive
     contrast = cfg.MODEL.CONTRAST
     names, pairs = contrast.IN_FEATURES, [tuple(pair) for pair in contrast.CROSS_SCALE_PAIRS]
     projectors = {
-        name: Projector(
-            shape.channels, contrast.EMBEDDING_DIM, contrast.PROJECTOR_LAYERS, lambda c: get_norm(contrast.NORM, c)
+        name: allow_single_values(
+            Projector(
+                shape.channels, contrast.EMBEDDING_DIM, contrast.PROJECTOR_LAYERS, lambda c: get_norm(contrast.NORM, c)
+            )
         )
         for name, shape in select_features(shapes, names, "MODEL.CONTRAST.IN_FEATURES").items()
     }

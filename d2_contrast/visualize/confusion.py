@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from .style import FONT_SIZE, figure
+from .style import FONT_SIZE, figure, plain
 
 # With more classes than this, cells are too small for numbers.
 MAX_ANNOTATED = 30
@@ -19,6 +19,7 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str]) -> Figure:
         confusion: (K, K) pixels, rows are labels and columns predictions.
         class_names: the K names.
     """
+    class_names = [plain(name) for name in class_names]
     count = len(class_names)
     total = confusion.sum(1, keepdims=True)
     share = np.full(confusion.shape, np.nan)

@@ -9,7 +9,7 @@ from detectron2.utils.file_io import PathManager
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .style import FONT_SIZE, LINE_COLORS, figure
+from .style import FONT_SIZE, LINE_COLORS, figure, plain
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def _draw(ax, series: Mapping[str, Series], ylabel: str, nothing: str, marker=""
         ax.plot(
             iterations,
             values,
-            label=name,
+            label=plain(name),
             color="black" if name == "total_loss" else f"C{i % 10}",
             linestyle="-" if i < 11 else "--",
             linewidth=1.3,

@@ -14,7 +14,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from ..evaluation import LabelledVectors
-from .style import FONT_SIZE, MARKERS, figure, legend_column_width
+from .style import FONT_SIZE, MARKERS, figure, legend_column_width, plain
 
 # Fewer points than this make no picture.
 MIN_POINTS = 10
@@ -141,7 +141,7 @@ def _class_handles(
 ) -> list[Line2D]:
     """Legend entries of the classes that occur."""
     present = np.unique(np.concatenate([points.classes for points in sets]))
-    return [_handle("o", class_colors[i] / 255.0, class_names[i]) for i in present]
+    return [_handle("o", class_colors[i] / 255.0, plain(class_names[i])) for i in present]
 
 
 def _handle(marker: str, color, label: str) -> Line2D:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from .style import FONT_SIZE, farthest_color, figure, legend_column_width
+from .style import FONT_SIZE, farthest_color, figure, legend_column_width, plain
 
 IGNORED_COLOR = (0, 0, 0)
 CORRECT_COLOR = (232, 232, 232)
@@ -56,7 +56,7 @@ def draw_predictions(
     wrong_color = farthest_color(class_colors)
 
     present = np.unique(np.concatenate([_class_ids(s, ignore_label) for s in samples]))
-    entries = [Patch(color=palette[i] / 255.0, label=class_names[i]) for i in present]
+    entries = [Patch(color=palette[i] / 255.0, label=plain(class_names[i])) for i in present]
     if labelled:
         entries += [
             Patch(color=np.array(color) / 255.0, label=name)
@@ -92,7 +92,7 @@ def _panel(
 ) -> tuple[np.ndarray | None, str]:
     """A panel's image (H, W, 3), None where the sample has none, and its note."""
     if what == "image":
-        return sample.image, sample.name
+        return sample.image, plain(sample.name)
     if what == "prediction":
         return palette[sample.predictions[network]], ""
     if sample.label is None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.evaluation import inference_context
+from matplotlib.figure import Figure
 from torch import nn
 
 from ..data import SemSegMapper, read_image, read_label
@@ -38,40 +40,40 @@ def write_report(cfg: CfgNode, model: nn.Module, confusion: np.ndarray | None = 
 
     Args:
         cfg: the config of the run.
-        model: the ContrastiveSegmentor, unwrapped; its mode is kept.
+        model: a segmentor, unwrapped; its mode is kept.
         confusion: (K, K) pixels of the first test dataset, rows are labels and columns predictions.
 
     Returns:
-        Paths of the files written.
+        Paths of the files written. A picture that cannot be drawn is left out, with a warning: it is no reason to lose
+        a finished training.
     """
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     written = []
 
-    def write(name: str, fig) -> None:
-        written.append(save(fig, os.path.join(cfg.OUTPUT_DIR, name)))
+    def write(name: str, draw: Callable[[], Figure]) -> None:
+        try:
+            written.append(save(draw(), os.path.join(cfg.OUTPUT_DIR, name)))
+        except Exception as error:
+            logger.warning("%s could not be drawn (%s: %s)", name, type(error).__name__, error, exc_info=True)
 
     if cfg.DATASETS.TEST:
         name = cfg.DATASETS.TEST[0]
         dicts = DatasetCatalog.get(name)
         metadata = MetadataCatalog.get(name)
-        names, colors = metadata.stuff_classes, class_colors(metadata)
         mapper = SemSegMapper(cfg, is_train=False)
         with inference_context(model), torch.no_grad():
             if dicts and cfg.VISUALIZE.NUM_IMAGES > 0:
                 picked = spread(dicts, cfg.VISUALIZE.NUM_IMAGES)
-                segment = build_inference_model(cfg, model)
-                samples = [_predict(segment, mapper, d, metadata) for d in picked]
-                ignore_label = metadata.get("ignore_label", 255)
-                write("predictions.png", draw_predictions(samples, names, colors, ignore_label))
+                write("predictions.png", lambda: _draw_predictions(cfg, model, mapper, picked, metadata))
             labelled = [d for d in dicts if "sem_seg_file_name" in d]
             if labelled and cfg.VISUALIZE.TSNE_POINTS > 0:
-                picked = spread(labelled, EMBEDDED_IMAGES)
-                write("tsne.png", _draw_scales(cfg, model, mapper, picked, metadata))
+                embedded = spread(labelled, EMBEDDED_IMAGES)
+                write("tsne.png", lambda: _draw_scales(cfg, model, mapper, embedded, metadata))
         if confusion is not None:
-            write("confusion.png", draw_confusion(confusion, names))
+            write("confusion.png", lambda: draw_confusion(confusion, metadata.stuff_classes))
     metrics = os.path.join(cfg.OUTPUT_DIR, "metrics.json")
     if os.path.isfile(metrics):
-        write("curves.png", draw_curves(read_metrics(metrics)))
+        write("curves.png", lambda: draw_curves(read_metrics(metrics)))
     return written
 
 
@@ -89,6 +91,14 @@ def spread(dicts: list[dict], count: int) -> list[dict]:
     return [dicts[i] for i in picks]
 
 
+def _draw_predictions(
+    cfg: CfgNode, model: nn.Module, mapper: SemSegMapper, dicts: list[dict], metadata: Metadata
+) -> Figure:
+    segment = build_inference_model(cfg, model)
+    samples = [_predict(segment, mapper, d, metadata) for d in dicts]
+    return draw_predictions(samples, metadata.stuff_classes, class_colors(metadata), metadata.get("ignore_label", 255))
+
+
 def _predict(segment: nn.Module, mapper: SemSegMapper, dataset_dict: dict, metadata: Metadata) -> Sample:
     (output,) = segment([mapper(dataset_dict)])
     label_file = dataset_dict.get("sem_seg_file_name")
@@ -100,7 +110,7 @@ def _predict(segment: nn.Module, mapper: SemSegMapper, dataset_dict: dict, metad
     )
 
 
-def _draw_scales(cfg: CfgNode, model, mapper: SemSegMapper, dicts: list[dict], metadata: Metadata):
+def _draw_scales(cfg: CfgNode, model: nn.Module, mapper: SemSegMapper, dicts: list[dict], metadata: Metadata) -> Figure:
     shapes = model.backbone.output_shape()
     names = contrasted_features(cfg, shapes)
     vectors, _ = sample_features(model, mapper, dicts, metadata, names)

@@ -1,14 +1,19 @@
 """What all figures share. They are drawn as objects of their own, without pyplot's global state."""
 
+import io
 from collections.abc import Iterable
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
 
 FONT_SIZE = 9  # points
 DPI = 150
 # Longest side of a saved picture, pixels.
 MAX_PIXELS = 8000
+# Longer names are cut.
+MAX_LETTERS = 60
 # Vivid colours, RGB, from which one is taken that stands out from those of the classes.
 SIGNALS = ((255, 0, 255), (255, 0, 0), (255, 0, 110), (255, 110, 0), (0, 170, 190))
 # Distinct for colour-blind eyes, too (Okabe & Ito), RGB from 0 to 1.
@@ -17,17 +22,42 @@ LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
+class PlainFigure(Figure):
+    """A figure that draws texts as they are: a name with dollar signs is no formula."""
+
+    def draw(self, renderer) -> None:
+        axes = [axis for ax in self.axes for axis in (ax.xaxis, ax.yaxis)]
+        powers = {
+            x for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter) for x in axis.findobj(Text)
+        }
+        for text in self.findobj(Text):
+            if text not in powers:
+                text.set_parse_math(False)
+        super().draw(renderer)
+
+
 def figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches whose parts are laid out without overlap."""
-    return Figure(figsize=(width, height), layout="constrained")
+    """A figure of this size in inches whose parts are laid out without overlap, and whose texts are no formulas."""
+    return PlainFigure(figsize=(width, height), layout="constrained")
 
 
 def save(fig: Figure, path: str) -> str:
     """Write a figure as a PNG file and return its path."""
     dpi = min(DPI, MAX_PIXELS / max(fig.get_size_inches()))
+    drawn = io.BytesIO()  # first, so that a picture that cannot be drawn leaves no file
+    fig.savefig(drawn, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.1)
     with open(path, "wb") as f:
-        fig.savefig(f, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.1)
+        f.write(drawn.getvalue())
     return path
+
+
+def plain(name: str) -> str:
+    """Turn the name of a class or file into one line of letters that can be drawn, not too long."""
+    name = "".join(" " if c.isspace() else c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    if len(name) > MAX_LETTERS:
+        name = name[: MAX_LETTERS - 1] + "…"
+    # Legends leave out names that start with an underscore.
+    return "\N{ZERO WIDTH SPACE}" + name if name.startswith("_") else name
 
 
 def legend_column_width(names: Iterable[str]) -> float:

@@ -120,7 +120,7 @@ def test_pixel_loss(folder):
 def test_evaluator(folder):
     start("An evaluator", folder)
     DatasetCatalog.register("plots_val", lambda: [{"file_name": "a.jpg", "sem_seg_file_name": "a.png"}])
-    MetadataCatalog.get("plots_val").set(stuff_classes=["lawn", "path", "bed"], evaluator_type="kappa")
+    MetadataCatalog.get("plots_val").set(stuff_classes=["lawn", "path", "bed"], evaluator_type="KappaEvaluator")
     evaluator = build_evaluator(None, "plots_val", str(folder))
     evaluator.reset()
     rng = np.random.default_rng(0)

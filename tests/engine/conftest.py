@@ -41,6 +41,18 @@ def tiny_root(tmp_path_factory):
 
 
 @pytest.fixture
+def tiny_datasets(tiny_root):
+    """Options that put those images in the place of a config's datasets."""
+    entries = [
+        {"name": f"tiny_{tiny_root.name}_{split}", "classes": list(CLASSES)}
+        | {kind: str(tiny_root / kind / split) for kind in ("images", "labels")}
+        for split in ("train", "val")
+    ]
+    names = [(entry["name"],) for entry in entries]
+    return ["DATASETS.FOLDERS", entries, "DATASETS.TRAIN", names[0], "DATASETS.TEST", names[1]]
+
+
+@pytest.fixture
 def write_config(tmp_path, tiny_root, pytestconfig):
     """Write the config of a tiny run over a base from configs/shapes and return its path."""
 

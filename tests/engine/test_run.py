@@ -3,12 +3,16 @@ import math
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import CONFIGS
 
-from d2_contrast.engine import Trainer, evaluate, train
+from d2_contrast.engine import Trainer, evaluate, setup, train
+
+SHAPES = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.glob("shapes/*.yaml") if not p.name.startswith("Base"))
 
 
 def metrics_of(output_dir) -> list[dict]:
@@ -143,12 +147,29 @@ def test_evaluation_needs_a_whole_network(make_cfg, tmp_path):
         evaluate(cfg)
 
 
-@pytest.mark.parametrize("base", ["fpn_r18_contrast.yaml", "deeplabv3plus_r18_contrast.yaml", "uper_r18.yaml"])
-def test_other_configs_of_the_embedded_dataset(make_cfg, base):
-    cfg = make_cfg("SOLVER.MAX_ITER", 2, base=base)
+@pytest.mark.parametrize("name", SHAPES)
+def test_configs_of_the_embedded_dataset_run_as_shipped(tiny_datasets, tmp_path, name):
+    """With fewer iterations and images, and nothing else changed: training, evaluations and pictures."""
+    options = ["SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1, *tiny_datasets, "OUTPUT_DIR", tmp_path / "output"]
+    cfg = setup(Namespace(config_file=str(CONFIGS / name), opts=[str(x) for x in options], eval_only=False))
     assert math.isfinite(train(cfg)["sem_seg"]["mIoU"])
-    contrast = [key for key in last_values(cfg.OUTPUT_DIR) if key.startswith("loss_contrast")]
-    assert bool(contrast) == ("contrast" in base)
+    metrics = last_values(cfg.OUTPUT_DIR)
+    assert math.isfinite(metrics["total_loss"])
+    assert any(key.startswith("loss_contrast") for key in metrics) == ("contrast" in name)
+    for picture in ("predictions.png", "tsne.png", "confusion.png", "curves.png"):
+        assert Path(cfg.OUTPUT_DIR, picture).is_file(), picture
+
+
+def test_detectron2s_own_segmentor(make_cfg):
+    """Without auxiliary head and contrastive branch, of which it knows nothing."""
+    options = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "VISUALIZE.NUM_IMAGES", 2, "VISUALIZE.TSNE_POINTS", 60]
+    cfg = make_cfg(*options, "SOLVER.MAX_ITER", 2, base="uper_r18.yaml")
+    trained = train(cfg)
+    output = Path(cfg.OUTPUT_DIR)
+    for name in ("predictions.png", "tsne.png", "confusion.png", "curves.png"):
+        assert (output / name).is_file(), name
+    evaluated = evaluate(make_cfg(*options, "MODEL.WEIGHTS", output / "model_final.pth", base="uper_r18.yaml"))
+    assert evaluated["sem_seg"] == pytest.approx(trained["sem_seg"], nan_ok=True)
 
 
 @pytest.mark.parametrize("launcher", ["spawn", "torchrun"])

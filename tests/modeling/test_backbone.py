@@ -9,6 +9,7 @@ from torch import nn
 
 from d2_contrast.config import default_config
 from d2_contrast.modeling.backbone import HRNet, Swin, TimmBackbone, UPerFPN
+from d2_contrast.modeling.backbone.timm import ImageSizes, build_body
 from d2_contrast.modeling.meta_arch import ContrastiveSegmentor
 
 TINY_SWIN = dict(embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 4])
@@ -124,14 +125,92 @@ def test_frozen_and_sync_norms_compute_the_same(name):
     [
         ({"name": "resnet81"}, "no model 'resnet81'; similar: .*resnet"),
         ({"name": "vit_tiny_patch16_224"}, "gives 3 feature maps, expected four"),
-        ({"name": "hrnet_w18_small", "output_stride": 8}, "'hrnet_w18_small' does not take .*output_stride"),
-        ({"name": "hrnet_w18_small", "drop_path": 0.1}, "does not take .*drop_path"),
+        ({"name": "hrnet_w18_small", "output_stride": 8}, "timm does not build 'hrnet_w18_small' with .*output_stride"),
+        ({"name": "hrnet_w18_small", "drop_path": 0.1}, "timm does not build .*drop_path"),
         ({"name": "resnet18", "norm": "GN"}, "MODEL.BACKBONE.NORM is 'GN'"),
     ],
 )
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
         TimmBackbone(**options)
+
+
+SIZES = {
+    # model: multiple, smallest, largest side, and why
+    "resnet18": (32, 32, None),
+    "csatv2": (64, 64, None),  # the stride of its coarsest map
+    "inception_v3": (32, 96, None),  # convolutions without padding
+    "swin_tiny_patch4_window7_224": (32, 32, None),  # by an option of timm's
+    "swinv2_cr_tiny_ns_224": (32, 32, None),
+    "halonet26t": (256, 256, None),  # blocks of 8 x 8 positions at stride 32
+    "coatnet_rmlp_nano_rw_224": (224, 224, 224),  # learned for one size
+    "hiera_tiny_224": (224, 224, 224),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_of_images(name):
+    """What is said about a model holds: it runs at such sizes, and others are refused with the sizes that work."""
+    multiple, smallest, largest = SIZES[name]
+    with torch.device("meta"):
+        backbone = TimmBackbone(name=name).eval()
+        assert backbone.sizes == ImageSizes(multiple, smallest, largest) and backbone.size_divisibility == multiple
+        shapes = backbone.output_shape()
+        size = (smallest, largest or smallest + multiple)
+        maps = backbone(torch.zeros(1, 3, *size))
+        assert all(maps[key].shape[2:] == (size[0] // s.stride, size[1] // s.stride) for key, s in shapes.items())
+        for wrong in {smallest - 32, (largest or 32) + 32 if multiple > 64 else 0}:
+            if wrong > 0:
+                with pytest.raises(
+                    ValueError, match=rf"{wrong} x {wrong} pixels .*MODEL.TIMM.NAME '{name}' takes images"
+                ):
+                    backbone(torch.zeros(1, 3, wrong, wrong))
+
+
+def config_of(name, *options):
+    cfg = default_config()
+    cfg.merge_from_list(["MODEL.TIMM.NAME", name, *options])
+    return cfg
+
+
+CROP = ["INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [224, 224]]
+WINDOW = ["TEST.SLIDING_WINDOW.ENABLED", True, "TEST.SLIDING_WINDOW.SIZE", [200, 224]]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "hiera_tiny_224",
+            WINDOW,
+            r"'hiera_tiny_224' takes images of 224 x 224 .*set INPUT.CROP.ENABLED .*\[224, 224\]",
+        ),
+        ("hiera_tiny_224", CROP, r"set TEST.SLIDING_WINDOW.ENABLED True and TEST.SLIDING_WINDOW.SIZE \[224, 224\]"),
+        ("hiera_tiny_224", [*WINDOW, *CROP[:3], [256, 224]], r"INPUT.CROP.SIZE is \[256, 224\], but .*224 x 224"),
+        ("inception_v3", [*CROP[:3], [64, 224]], r"INPUT.CROP.SIZE is \[64, 224\], but .* of 32 pixels, 96 or more"),
+    ],
+)
+def test_sizes_of_a_run_are_refused_before_it(name, options, message):
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        TimmBackbone(config_of(name, *options), ShapeSpec(channels=3))
+
+
+def test_sizes_of_a_run_that_fit(caplog):
+    with torch.device("meta"):
+        TimmBackbone(config_of("hiera_tiny_224", *CROP, *WINDOW), ShapeSpec(channels=3))
+        assert "TEST.SLIDING_WINDOW.SIZE [200, 224] is padded to [224, 224]" in caplog.text
+        caplog.clear()
+        TimmBackbone(config_of("resnet18", *CROP[:3], [100, 100]), ShapeSpec(channels=3))
+        assert not caplog.text
+
+
+def test_trying_sizes_changes_nothing():
+    torch.manual_seed(0)
+    alone = timm.create_model("resnet18", features_only=True)
+    torch.manual_seed(0)
+    body, _ = build_body("resnet18")
+    assert body.training
+    assert all(torch.equal(a, b) for a, b in zip(body.state_dict().values(), alone.state_dict().values()))
 
 
 def test_hrnet_refuses_other_models():

@@ -7,8 +7,8 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 
 from d2_contrast.config import default_config
-from d2_contrast.modeling.heads import ASPPHead, FCNHead, HRNetHead, OCRHead, UPerHead
-from d2_contrast.modeling.pixel_losses import CrossEntropy
+from d2_contrast.modeling.heads import ASPPHead, FCNHead, HRNetHead, OCRHead, UPerHead, build_aux_head
+from d2_contrast.modeling.pixel_losses import CrossEntropy, LovaszSoftmax
 
 K = 3
 SHAPES = {
@@ -144,16 +144,21 @@ def test_unknown_feature(cls):
 
 
 def test_unknown_feature_of_auxiliary_heads():
+    cfg = config("MODEL.AUX_HEAD.NAME", "FCNHead", "MODEL.AUX_HEAD.IN_FEATURES", ["res7"])
     with pytest.raises(ValueError, match="MODEL.AUX_HEAD.IN_FEATURES .*'res2', 'res3', 'res4'., not .'res7'"):
-        FCNHead(config("MODEL.AUX_HEAD.IN_FEATURES", ["res7"]), SHAPES)
+        build_aux_head(cfg, SHAPES)
     cfg = config("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res3"], "MODEL.OCR.AUX_IN_FEATURES", ["res7"])
     with pytest.raises(ValueError, match="MODEL.OCR.AUX_IN_FEATURES .*not .'res7'"):
         OCRHead(cfg, SHAPES)
 
 
 def test_numbers_of_features():
-    with pytest.raises(ValueError, match="MODEL.AUX_HEAD.IN_FEATURES is .'res2', 'res3'.: FCNHead reads one"):
-        FCNHead(config("MODEL.AUX_HEAD.IN_FEATURES", ["res2", "res3"]), SHAPES)
+    for cls in (FCNHead, ASPPHead):
+        cfg = config("MODEL.AUX_HEAD.NAME", cls.__name__, "MODEL.AUX_HEAD.IN_FEATURES", ["res2", "res3"])
+        with pytest.raises(
+            ValueError, match=f"MODEL.AUX_HEAD.IN_FEATURES is .'res2', 'res3'.: {cls.__name__} reads one"
+        ):
+            build_aux_head(cfg, SHAPES)
     with pytest.raises(ValueError, match="MODEL.SEM_SEG_HEAD.IN_FEATURES is .'res2', 'res3'.: ASPPHead reads one"):
         ASPPHead(config("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res3"]), SHAPES)
     with pytest.raises(ValueError, match="finest stride must be that of .'res3'., 8"):
@@ -177,3 +182,39 @@ def test_from_config():
     head = ASPPHead(cfg, SHAPES)
     assert [conv.dilation[0] for conv in list(head.aspp.convs)[1:4]] == [2, 3, 4]
     assert head.aspp.dropout == 0.3 and head.predictor.in_channels == 14
+
+
+@pytest.mark.parametrize("name", [*HEADS, "SemSegFPNHead", "DeepLabV3Head", "DeepLabV3PlusHead"])
+def test_any_head_can_be_the_auxiliary_one(name):
+    """It reads MODEL.AUX_HEAD where it would read MODEL.SEM_SEG_HEAD."""
+    cfg = config(
+        *["MODEL.AUX_HEAD.NAME", name, "MODEL.AUX_HEAD.CONVS_DIM", 6, "MODEL.AUX_HEAD.LOSS_WEIGHT", 0.5],
+        *["MODEL.SEM_SEG_HEAD.CONVS_DIM", 99, "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 1.0],
+        *["MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", 6, "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS", [2]],
+        *["MODEL.AUX_HEAD.IN_FEATURES", ["res2", "res4"] if name == "DeepLabV3PlusHead" else ["res4"]],
+        *["MODEL.SEM_SEG_HEAD.LOSS_TYPE", "cross_entropy"],
+    )
+    head = build_aux_head(cfg, SHAPES)
+    assert head.loss_weight == 0.5 and (head.predictor.in_channels, head.predictor.out_channels) == (6, K)
+    _, losses = head.train()(features(), torch.randint(0, K, (2, 32, 48)))
+    assert losses["loss_sem_seg"].isfinite()
+    assert cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM == 99
+
+
+def test_auxiliary_pixel_loss():
+    cfg = config("MODEL.AUX_HEAD.NAME", "FCNHead", "MODEL.AUX_HEAD.IN_FEATURES", ["res4"])
+    assert type(build_aux_head(cfg, SHAPES).pixel_loss) is CrossEntropy
+    cfg.MODEL.PIXEL_LOSS.AUX_NAME = "LovaszSoftmax"
+    assert type(build_aux_head(cfg, SHAPES).pixel_loss) is LovaszSoftmax
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("FCN", "MODEL.AUX_HEAD.NAME is 'FCN': expected one of .*'FCNHead'.*, or '' for no"),
+        ("DeepLabV3PlusHead", "'DeepLabV3PlusHead' cannot be built on MODEL.AUX_HEAD.IN_FEATURES .'res4'.: Expected 0"),
+    ],
+)
+def test_auxiliary_heads_that_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        build_aux_head(config("MODEL.AUX_HEAD.NAME", name, "MODEL.AUX_HEAD.IN_FEATURES", ["res4"]), SHAPES)

@@ -4,6 +4,7 @@ from detectron2.utils.events import EventStorage
 from tiny_models import make_batch, small_config, small_model
 
 from d2_contrast.modeling import ContrastiveSegmentor
+from d2_contrast.modeling.features import extract_features
 
 UPER = "cityscapes/uper_r101_contrast_bs12_120k.yaml"
 
@@ -22,7 +23,7 @@ def test_without_contrast_and_auxiliary_head():
     model = small_model(UPER, MODEL__CONTRAST__ENABLED=False, MODEL__AUX_HEAD__NAME="")
     assert list(model(make_batch((64, 64), (64, 64)))) == ["loss_sem_seg"]
     assert not any(name.startswith(("contrast", "aux_head")) for name in model.state_dict())
-    assert model.embed(model.eval().extract_features(make_batch((64, 64)))) == {}
+    assert model.embed(extract_features(model.eval(), make_batch((64, 64)))) == {}
 
 
 def test_auxiliary_loss_has_its_weight():
@@ -30,6 +31,22 @@ def test_auxiliary_loss_has_its_weight():
     losses = small_model(UPER, MODEL__AUX_HEAD__DROPOUT=0.0)(batch)
     heavier = small_model(UPER, MODEL__AUX_HEAD__DROPOUT=0.0, MODEL__AUX_HEAD__LOSS_WEIGHT=0.8)(batch)
     torch.testing.assert_close(heavier["loss_aux_sem_seg"], 2 * losses["loss_aux_sem_seg"])
+
+
+def test_auxiliary_loss_of_a_name_that_the_head_has():
+    """Both count: the first prediction of OCRNet is an auxiliary one, too."""
+    ocr = "cadis/ocrnet_r50_task2_contrast_bs8_50e.yaml"
+    options = {"MODEL__CONTRAST__ENABLED": False, "MODEL__SEM_SEG_HEAD__DROPOUT": 0.0, "MODEL__AUX_HEAD__DROPOUT": 0.0}
+    batch = make_batch((64, 64), (64, 64))
+    model = small_model(ocr, **options, MODEL__AUX_HEAD__NAME="FCNHead")
+    losses = model(batch)
+    head, aux = model.sem_seg_head, model.aux_head
+    model.sem_seg_head.aux_loss_weight = 0.0
+    alone = model(batch)["loss_aux_sem_seg"]
+    head.aux_loss_weight, aux.loss_weight = 0.4, 0.0
+    first = model(batch)["loss_aux_sem_seg"]
+    assert alone > 0 and first > 0
+    torch.testing.assert_close(losses["loss_aux_sem_seg"], alone + first)
 
 
 def test_training_parts_do_not_run_at_inference():
@@ -65,7 +82,7 @@ def test_inference_is_detectron2s():
 
 def test_features_and_embeddings():
     model = small_model(UPER).eval()
-    features = model.extract_features(make_batch((60, 90)))
+    features = extract_features(model, make_batch((60, 90)))
     assert {name: tuple(x.shape[2:]) for name, x in features.items()} == {
         f"{kind}{level}": (64 // 2**level, 96 // 2**level) for kind in ("res", "p") for level in range(2, 6)
     }

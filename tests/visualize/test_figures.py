@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from d2_contrast.evaluation import LabelledVectors
 from d2_contrast.visualize import (
@@ -18,7 +20,7 @@ from d2_contrast.visualize import (
     draw_predictions,
     read_metrics,
 )
-from d2_contrast.visualize.style import SIGNALS, distinct_colors, farthest_color
+from d2_contrast.visualize.style import SIGNALS, distinct_colors, farthest_color, figure, plain
 
 NAMES = [f"class {i}" for i in range(12)]
 COLORS = distinct_colors(12)
@@ -49,6 +51,52 @@ def sample(size=(40, 60), label=True, seed=0, networks=("",)):
         predictions={name: np.where(rng.random(size) < 0.5, 2, 7) for name in networks},
         label=truth if label else None,
     )
+
+
+def pixels(fig):
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba()).copy()
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["road", "$a_b$", "cost $5", r"\$", r"$\frac{$", "a^2_1"])
+    def test_formulas_are_drawn_as_text(self, name):
+        """Compared pixel by pixel with a text for which matplotlib's formulas are off."""
+        ours, plainest = figure(6, 3), Figure(figsize=(6, 3), layout="constrained")
+        for fig, options in ((ours, {}), (plainest, {"parse_math": False})):
+            ax = fig.subplots()
+            ax.set_title(name, **options)
+            ax.set_yticks([0.5], [name], **options)
+            (text,) = fig.legend(handles=[Patch(label=name if fig is ours else "x")]).get_texts()
+            text.set(text=name, **options)
+        np.testing.assert_array_equal(pixels(ours), pixels(plainest))
+
+    def test_powers_on_axes_are_formulas(self):
+        images = []
+        for fig in (figure(3, 3), Figure(figsize=(3, 3), layout="constrained")):
+            ax = fig.subplots()
+            ax.plot([1, 1e6])
+            ax.set_yscale("log")
+            images.append(pixels(fig))
+        np.testing.assert_array_equal(*images)
+
+    @pytest.mark.parametrize(
+        ("name", "drawn"),
+        [
+            ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"),
+            ("two\nlines", "two lines"),
+            ("\udce9\0", "\N{REPLACEMENT CHARACTER}" * 2),
+            ("x" * 60, "x" * 60),
+            ("x" * 61, "x" * 59 + "…"),
+        ],
+    )
+    def test_letters(self, name, drawn):
+        assert plain(name) == drawn
+
+    def test_underscores_are_kept_in_legends(self):
+        fig = draw_curves({"_loss": (np.arange(3), np.ones(3))})
+        assert [text.strip("\N{ZERO WIDTH SPACE}") for text in legend_texts(fig.axes[0].get_legend())] == ["_loss"]
 
 
 class TestPredictions:

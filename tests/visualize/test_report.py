@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import SemanticSegmentor
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -78,3 +80,34 @@ def test_a_network_and_its_twin_show_the_same_maps(make_model, picture_dataset, 
     assert list(with_losses) == list(without) == ["fine (stride 4)", "coarse (stride 8)"]
     for name in with_losses:
         np.testing.assert_array_equal(with_losses[name].vectors, without[name].vectors)
+
+
+def test_detectron2s_own_segmentor(make_model, picture_dataset):
+    model = make_model(False)
+    plain = SemanticSegmentor(
+        backbone=model.backbone, sem_seg_head=model.sem_seg_head, pixel_mean=[127.0] * 3, pixel_std=[50.0] * 3
+    )
+    check(write_report(picture_dataset(), plain, CONFUSION), ["predictions.png", "tsne.png", "confusion.png"])
+
+
+def test_names_are_text(make_model, picture_dataset):
+    """Names that are broken formulas, hidden or not even text elsewhere."""
+    cfg = picture_dataset()
+    names = [r"$\frac{$", "_a_b\n\0", "x" * 500 + "\udce9"]
+    MetadataCatalog.get(cfg.DATASETS.TEST[0]).__dict__["stuff_classes"] = names
+    Path(cfg.OUTPUT_DIR).mkdir()
+    record = {"iteration": 1, "total_loss": 1.0, "sem_seg/mIoU-$a_{$": 3.0}
+    Path(cfg.OUTPUT_DIR, "metrics.json").write_text(json.dumps(record))
+    paths = write_report(cfg, make_model(True), CONFUSION)
+    check(paths, ["predictions.png", "tsne.png", "confusion.png", "curves.png"])
+
+
+def test_a_picture_that_fails_is_left_out(make_model, picture_dataset, monkeypatch, caplog):
+    def fail(*args):
+        raise RuntimeError("no such picture")
+
+    monkeypatch.setattr("d2_contrast.visualize.embedding.project", fail)
+    paths = write_report(picture_dataset(), make_model(True), CONFUSION)
+    check(paths, ["predictions.png", "confusion.png"])
+    assert "tsne.png could not be drawn (RuntimeError: no such picture)" in caplog.text
+    assert not (Path(paths[0]).parent / "tsne.png").exists()

@@ -2,10 +2,11 @@
 
 import detectron2.projects.deeplab  # noqa: F401
 
+from .auxiliary import build_aux_head
 from .base import SemSegHead
 from .deeplabv3 import ASPPHead
 from .fcn import FCNHead
 from .ocr import OCRHead
 from .uper_hrnet import HRNetHead, UPerHead
 
-__all__ = ["ASPPHead", "FCNHead", "HRNetHead", "OCRHead", "SemSegHead", "UPerHead"]
+__all__ = ["ASPPHead", "FCNHead", "HRNetHead", "OCRHead", "SemSegHead", "UPerHead", "build_aux_head"]

@@ -8,6 +8,7 @@ from detectron2.layers import ASPP, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from ..layers import allow_single_values
 from .base import SemSegHead
 
 
@@ -47,7 +48,9 @@ class ASPPHead(SemSegHead):
         if len(input_shape) != 1:
             raise ValueError(f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {list(input_shape)}: ASPPHead reads one feature map")
         (shape,) = input_shape.values()
-        self.aspp = ASPP(shape.channels, channels, list(dilations), norm=norm, activation=F.relu, dropout=dropout)
+        self.aspp = allow_single_values(
+            ASPP(shape.channels, channels, list(dilations), norm=norm, activation=F.relu, dropout=dropout)
+        )
         self.predictor = nn.Conv2d(channels, num_classes, 1)
 
     @classmethod

@@ -2,20 +2,18 @@
 
 from collections.abc import Mapping
 
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from ..features import select_features
 from ..layers import conv_norm_relu
-from ..pixel_losses import build_pixel_loss
 from .base import SemSegHead
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class FCNHead(SemSegHead):
-    """Auxiliary head, configured by MODEL.AUX_HEAD: 3x3 convolution, dropout, classifier."""
+    """3x3 convolution, dropout, classifier."""
 
     @configurable
     def __init__(
@@ -42,25 +40,11 @@ class FCNHead(SemSegHead):
         """
         super().__init__(input_shape, **kwargs)
         if len(input_shape) != 1:
-            raise ValueError(f"MODEL.AUX_HEAD.IN_FEATURES is {list(input_shape)}: FCNHead reads one feature map")
+            raise ValueError(f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {list(input_shape)}: FCNHead reads one feature map")
         (shape,) = input_shape.values()
         self.conv = conv_norm_relu(shape.channels, channels, 3, norm)
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = nn.Conv2d(channels, num_classes, 1)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
-        head = cfg.MODEL.AUX_HEAD
-        return {
-            "input_shape": select_features(input_shape, head.IN_FEATURES, "MODEL.AUX_HEAD.IN_FEATURES"),
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "channels": head.CONVS_DIM,
-            "dropout": head.DROPOUT,
-            "norm": head.NORM,
-            "pixel_loss": build_pixel_loss(cfg, auxiliary=True),
-            "loss_weight": head.LOSS_WEIGHT,
-            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-        }
 
     def layers(self, features: Mapping[str, Tensor]) -> Tensor:
         return self.predictor(self.dropout(self.conv(features[self.in_features[0]])))

@@ -1,0 +1,55 @@
+"""A network in several processes that average their gradients."""
+
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import create_ddp_model
+from detectron2.utils import comm
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+# Height and width of the image that is tried where INPUT.CROP sets none.
+TRIED_SIZE = (128, 128)
+
+
+def share_among_processes(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """Wrap a segmentor so that all processes train it together; itself in a single process."""
+    if comm.get_world_size() == 1:
+        return model
+    unused = find_unused_parameters(cfg, model)
+    if unused:
+        names = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
+        logger.warning("No loss depends on these parameters, which are not trained: %s", names)
+    device_ids = [torch.cuda.current_device()] if cfg.MODEL.DEVICE.startswith("cuda") else None
+    return create_ddp_model(
+        model,
+        broadcast_buffers=False,
+        device_ids=device_ids,
+        # Processes wait for the gradients of all parameters. Looking for those that get none costs time in every step.
+        find_unused_parameters=bool(unused),
+    )
+
+
+def find_unused_parameters(cfg: CfgNode, model: nn.Module) -> list[str]:
+    """Names of the trainable parameters on which no loss depends, such as the norm of a map that no head reads.
+
+    The losses of a blank image are traced back. Parameters, buffers and random numbers are afterwards as before.
+
+    Args:
+        cfg: its config, for the size of the image and the number of classes.
+        model: a segmentor. If it talks to other processes in training, all of them have to call this.
+    """
+    height, width = cfg.INPUT.CROP.SIZE if cfg.INPUT.CROP.ENABLED else TRIED_SIZE
+    rows = torch.arange(height) * cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES // height
+    sample = {"image": torch.zeros(3, height, width), "sem_seg": rows[:, None].repeat(1, width)}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    devices = [torch.cuda.current_device()] if cfg.MODEL.DEVICE.startswith("cuda") else []
+    with torch.random.fork_rng(devices):
+        losses = model([{**sample, "height": height, "width": width}])
+        gradients = torch.autograd.grad(sum(losses.values()), list(parameters.values()), allow_unused=True)
+    for name, buffer in buffers.items():
+        model.get_buffer(name).copy_(buffer)
+    return [name for name, gradient in zip(parameters, gradients) if gradient is None]

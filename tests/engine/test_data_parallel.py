@@ -1,0 +1,73 @@
+"""Training in two processes, of networks with parameters on which no loss depends."""
+
+import copy
+
+import torch
+import torch.distributed as dist
+from processes import run_in_two_processes
+from tiny_models import make_batch, small_config, small_model
+
+from d2_contrast.engine.data_parallel import find_unused_parameters, share_among_processes
+
+SWIN = "cityscapes/uper_swin_t_contrast_bs8_160k.yaml"
+PLAIN = {
+    "MODEL__AUX_HEAD__NAME": "",
+    "MODEL__CONTRAST__ENABLED": False,
+    "INPUT__CROP__SIZE": [64, 64],
+    "MODEL__UPER__NORM": "BN",
+    "MODEL__SEM_SEG_HEAD__NORM": "BN",
+}
+# Networks of the same backbone, and the starts of the names of what they do not use.
+NETWORKS = {
+    "all maps": ({}, ()),
+    "one map": (
+        {
+            "MODEL__BACKBONE__NAME": "Swin",
+            "MODEL__SEM_SEG_HEAD__NAME": "ASPPHead",
+            "MODEL__SEM_SEG_HEAD__IN_FEATURES": ["res5"],
+            "MODEL__SEM_SEG_HEAD__ASPP_CHANNELS": 8,
+        },
+        ("backbone.norm0.", "backbone.norm1.", "backbone.norm2."),
+    ),
+    "two levels": ({"MODEL__SEM_SEG_HEAD__IN_FEATURES": ["p2", "p5"]}, ("backbone.output.1.", "backbone.output.2.")),
+}
+
+
+def train_both(rank):
+    for name, (options, unused) in NETWORKS.items():
+        cfg = small_config(SWIN, **PLAIN, **options)
+        model = small_model(SWIN, **PLAIN, **options)
+        alone = copy.deepcopy(model)
+        batches = [make_batch((64, 64), (64, 64), seed=seed) for seed in range(2)]
+        shared = share_among_processes(cfg, model)
+        for _ in range(2):
+            torch.manual_seed(rank)
+            sum(shared(batches[rank]).values()).backward()
+        for key, parameter in model.named_parameters():
+            assert (parameter.grad is None) == key.startswith(unused or "nothing"), (name, key)
+        # The mean of what each process would have computed by itself.
+        expected = []
+        for seed in range(2):
+            twin = copy.deepcopy(alone)
+            for _ in range(2):
+                torch.manual_seed(seed)
+                sum(twin(batches[seed]).values()).backward()
+            expected.append([p.grad for k, p in twin.named_parameters() if not k.startswith(unused or "nothing")])
+        own = [p.grad for p in model.parameters() if p.grad is not None]
+        torch.testing.assert_close(own, [(a + b) / 2 for a, b in zip(*expected)], rtol=1e-3, atol=1e-5)
+        dist.barrier()
+
+
+def test_processes_agree_whatever_is_unused(tmp_path):
+    run_in_two_processes(train_both, tmp_path)
+
+
+def test_trying_changes_nothing():
+    for options, unused in NETWORKS.values():
+        model = small_model(SWIN, **PLAIN, **options)
+        before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+        found = find_unused_parameters(small_config(SWIN, **PLAIN, **options), model)
+        assert found == [name for name, _ in model.named_parameters() if unused and name.startswith(unused)]
+        torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+        assert torch.equal(torch.get_rng_state(), random)
+        assert all(parameter.grad is None for parameter in model.parameters())
