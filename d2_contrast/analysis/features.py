@@ -11,11 +11,11 @@ from detectron2.data import MetadataCatalog
 from ..evaluation import LabelledVectors, balance, sample_features
 from ..evaluation.features import NEIGHBOURS, SHOTS, measure_map, measure_scales
 from ..modeling.features import contrasted_features
+from ..tables import markdown_table, number, write_json
 from ..visualize import draw_embeddings, draw_joint_embeddings
 from ..visualize.report import class_colors, spread
 from ..visualize.style import save
 from .runs import TrainedRun
-from .tables import markdown_table, number, write_json
 
 logger = logging.getLogger(__name__)
 
