@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from torch import Tensor
 from tqdm import tqdm
 
@@ -59,14 +59,14 @@ class Comparison:
 
 
 def check_comparable(baseline: TrainedRun, run: TrainedRun, dataset: str) -> None:
-    """Check that two networks tell the classes of a dataset apart and are evaluated alike.
+    """Check that two networks learned the classes of a dataset and are evaluated alike.
 
     Raises:
         ValueError: they do not; in one sentence.
     """
     for each in (baseline, run):
         cfg = each.cfg_for(dataset)
-        cfg.DATASETS.TRAIN = ()
+        cfg.DATASETS.TRAIN = tuple(name for name in cfg.DATASETS.TRAIN if name in DatasetCatalog)
         try:
             check_datasets(cfg)
         except ValueError as error:
