@@ -39,8 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         runs = load_runs(args.runs)
         dataset, dataset_dicts = common_dataset(runs, args.dataset)
-        analysis = analyze_features(runs, dataset, dataset_dicts, args.maps)
         output.mkdir(parents=True, exist_ok=True)
+        analysis = analyze_features(runs, dataset, dataset_dicts, args.maps)
         files = write_features(analysis, output) + draw_features(analysis, runs[0].cfg.VISUALIZE.TSNE_POINTS, output)
     except (KeyError, OSError, ValueError) as error:
         print(f"{parser.prog}: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)

@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tabulate import tabulate
-
+from ..tables import markdown_table
 from .progress import counted
 from .records import Records
 from .spec import Row, Spec
@@ -119,13 +118,13 @@ def to_markdown(spec: Spec, tables: Sequence[Table], records: Records, remarks: 
     ]
     for table in tables:
         header, cells = _cells(table, " ± ", "Δ ")
-        parts += [f"## {table.dataset}", _pipe(header, cells)]
+        parts += [f"## {table.dataset}", markdown_table(cells, header)]
         metric = table.metrics[0]
         by_seed = [
             [line.row, *(f"{line.scores[metric][s]:.2f}" if s in line.scores[metric] else "-" for s in table.seeds)]
             for line in table.lines
         ]
-        parts.append(_pipe([f"{metric} by seed", *map(str, table.seeds)], by_seed))
+        parts.append(markdown_table(by_seed, [f"{metric} by seed", *map(str, table.seeds)]))
     explanation = "Scores in percent: mean ± standard deviation over n seeds."
     if any(row.baseline for row in spec.rows):
         explanation += (
@@ -135,12 +134,6 @@ def to_markdown(spec: Spec, tables: Sequence[Table], records: Records, remarks: 
     if remarks := [*remarks, *_machines(records)]:
         parts.append("\n".join(f"- {remark}" for remark in remarks))
     return "\n\n".join(parts) + "\n"
-
-
-def _pipe(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    rows = [[cell.replace("|", r"\|") for cell in row] for row in (header, *cells)]
-    align = ("left", *["right"] * (len(header) - 1))
-    return tabulate(rows[1:], rows[0], "pipe", colalign=align, disable_numparse=True)
 
 
 def to_latex(spec: Spec, tables: Sequence[Table]) -> str:

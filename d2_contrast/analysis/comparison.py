@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import read_image, read_label
+from ..data import get_ignore_label, read_image, read_label
 from ..engine.setup import check_datasets
 from ..evaluation import build_evaluator, build_inference_model
 from ..evaluation.confusion_evaluator import predicted_classes
 from ..evaluation.features import NEIGHBOURS
+from ..tables import markdown_table, number, write_json
 from ..visualize import Sample, draw_anchors, draw_predictions, read_metrics
 from ..visualize.curves import is_of_anchors
 from ..visualize.report import class_colors
 from ..visualize.style import save
 from .features import FeatureAnalysis, analyze_features, draw_features, features_json, features_markdown
 from .runs import TrainedRun
-from .tables import markdown_table, number, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +59,14 @@ class Comparison:
 
 
 def check_comparable(baseline: TrainedRun, run: TrainedRun, dataset: str) -> None:
-    """Check that two networks tell the classes of a dataset apart and are evaluated alike.
+    """Check that two networks learned the classes of a dataset and are evaluated alike.
 
     Raises:
         ValueError: they do not; in one sentence.
     """
     for each in (baseline, run):
         cfg = each.cfg_for(dataset)
-        cfg.DATASETS.TRAIN = ()
+        cfg.DATASETS.TRAIN = tuple(name for name in cfg.DATASETS.TRAIN if name in DatasetCatalog)
         try:
             check_datasets(cfg)
         except ValueError as error:
@@ -104,8 +104,9 @@ def compare_runs(
             evaluators[name].process([dataset_dicts[index]], [{"sem_seg": score}])
         predictions = {name: predicted_classes(score).cpu().numpy() for name, score in scores.items()}
         label = read_label(dataset_dicts[index]["sem_seg_file_name"], metadata)
-        first, second = predictions.values()
-        share = _difference(first, second, label != metadata.get("ignore_label", 255))
+        differ = predictions[baseline.name] != predictions[run.name]
+        counted = label != get_ignore_label(metadata)
+        share = float(differ[counted].mean()) if counted.any() else 0.0
         heapq.heappush(most, (share, -index, predictions))
         if len(most) > run.cfg.VISUALIZE.NUM_IMAGES:
             heapq.heappop(most)
@@ -134,7 +135,7 @@ def write_comparison(comparison: Comparison, output: Path) -> list[Path]:
     metadata = MetadataCatalog.get(comparison.features.dataset)
     pictures = draw_features(comparison.features, comparison.runs[1].cfg.VISUALIZE.TSNE_POINTS, output)
     if comparison.samples:
-        ignore_label = metadata.get("ignore_label", 255)
+        ignore_label = get_ignore_label(metadata)
         figure = draw_predictions(comparison.samples, metadata.stuff_classes, class_colors(metadata), ignore_label)
         pictures.append(Path(save(figure, str(output / "predictions.png"))))
     logs = {run.name: run.folder / "metrics.json" for run in comparison.runs}
@@ -158,7 +159,7 @@ def summary(comparison: Comparison) -> str:
         label = f"{scale} (stride {stride}): accuracy of {NEIGHBOURS} nearest neighbours"
         rows.append([label, *_pair([of_run[scale]["neighbour_accuracy"] for of_run in maps])])
     where = f"{comparison.features.dataset}, {comparison.images} images"
-    return markdown_table(rows, [where, *names, "difference"], texts=1)
+    return markdown_table(rows, [where, *names, "difference"])
 
 
 def comparison_markdown(comparison: Comparison, pictures: Sequence[Path]) -> str:
@@ -176,8 +177,8 @@ def comparison_markdown(comparison: Comparison, pictures: Sequence[Path]) -> str
         "\n".join(f"- {run.name}: `{run.weights}`" for run in comparison.runs),
         f"{comparison.images} images. Differences are the second minus the first.",
         "## Scores",
-        markdown_table([[key, *_pair([r[key] for r in results])] for key in means], ["%", *headers], texts=1),
-        markdown_table(classes, ["IoU (%)", *headers, "pixels (%)"], texts=1),
+        markdown_table([[key, *_pair([r[key] for r in results])] for key in means], ["%", *headers]),
+        markdown_table(classes, ["IoU (%)", *headers, "pixels (%)"]),
         "## Features",
         features_markdown(comparison.features).strip(),
     ]
@@ -211,11 +212,6 @@ def _predict(runs: Sequence[TrainedRun], dataset: str, dataset_dicts: Sequence[d
     networks = {run.name: (run.mapper_for(dataset), build_inference_model(run.cfg, run.model)) for run in runs}
     for dataset_dict in tqdm(dataset_dicts, unit="image", disable=None, leave=False):
         yield {name: segment([mapper(dataset_dict)])[0]["sem_seg"] for name, (mapper, segment) in networks.items()}
-
-
-def _difference(first: np.ndarray, second: np.ndarray, counted: np.ndarray) -> float:
-    """Share of the counted pixels at which two predictions differ; 0 where none counts."""
-    return float((first != second)[counted].mean()) if counted.any() else 0.0
 
 
 def _sample(dataset_dict: dict, metadata: Metadata, share: float, predictions: Mapping[str, np.ndarray]) -> Sample:

@@ -11,11 +11,11 @@ from detectron2.data import MetadataCatalog
 from ..evaluation import LabelledVectors, balance, sample_features
 from ..evaluation.features import NEIGHBOURS, SHOTS, measure_map, measure_scales
 from ..modeling.features import contrasted_features
+from ..tables import markdown_table, number, write_json
 from ..visualize import draw_embeddings, draw_joint_embeddings
 from ..visualize.report import class_colors, spread
 from ..visualize.style import save
 from .runs import TrainedRun
-from .tables import markdown_table, number, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -172,8 +172,15 @@ def draw_features(analysis: FeatureAnalysis, points: int, output: Path) -> list[
         run: {titles[name]: balance(vectors, points) for name, vectors in maps.items()}
         for run, maps in analysis.raw.items()
     }
+    notes = {
+        run: {
+            titles[name]: f"neighbours right: {number(values['neighbour_accuracy'])}"
+            for name, values in figures["raw"]["maps"].items()
+        }
+        for run, figures in analysis.measures.items()
+    }
     title = f"Feature maps on {analysis.dataset} by t-SNE, before any projector: same positions, coloured by class"
-    files = [save(draw_embeddings(columns, names, colors, title), str(output / "tsne.png"))]
+    files = [save(draw_embeddings(columns, names, colors, title, notes), str(output / "tsne.png"))]
 
     panels = {f"{run}, before any projector": maps for run, maps in analysis.raw.items()}
     panels |= {f"{run}, after the projectors": maps for run, maps in analysis.projected.items()}

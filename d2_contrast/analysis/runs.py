@@ -14,7 +14,7 @@ from torch import nn
 import d2_contrast.modeling  # noqa: F401, registers the networks
 
 from ..config import load_config
-from ..data import SemSegMapper, register_folders
+from ..data import SemSegMapper, load_dicts, register_folders
 from ..engine.averaging import build_average
 from ..engine.checkpoint import build_checkpointer
 
@@ -95,7 +95,7 @@ def common_dataset(runs: Sequence[TrainedRun], name: str | None = None) -> tuple
         similar = difflib.get_close_matches(name, DatasetCatalog.list())
         hint = f"; similar names: {', '.join(similar)}" if similar else ""
         raise ValueError(f"dataset {name!r} is not registered{hint}")
-    labelled = [x for x in DatasetCatalog.get(name) if "sem_seg_file_name" in x]
+    labelled = [x for x in load_dicts(name) if "sem_seg_file_name" in x]
     if not labelled or not MetadataCatalog.get(name).get("stuff_classes"):
         raise ValueError(f"dataset {name!r} has no images with labels of classes to segment: choose one that has")
     return name, labelled

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..contrast import resize_labels
-from ..data import SemSegMapper, read_label
+from ..data import SemSegMapper, get_ignore_label, read_label
 from ..modeling.features import extract_features
 
 # Positions that one image may give to a class, so that a class is seen in many images.
@@ -126,7 +126,7 @@ def sample_features(
             yield {**raw, **projected}, resize_labels(label[None], inputs["image"].shape[1:])[0]
 
     strides = {key: shapes[name].stride for name in names for key in (name, after[name])}
-    sampled = sample_vectors(maps(), strides, ignore_label=metadata.get("ignore_label", 255), seed=seed)
+    sampled = sample_vectors(maps(), strides, ignore_label=get_ignore_label(metadata), seed=seed)
     return {n: sampled[n] for n in names}, {n: sampled[after[n]] for n in names if after[n] in sampled}
 
 

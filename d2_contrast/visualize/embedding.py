@@ -25,6 +25,7 @@ def draw_embeddings(
     class_names: Sequence[str],
     class_colors: np.ndarray,
     title: str,
+    notes: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Figure:
     """Draw a t-SNE map for each set of vectors, coloured by class.
 
@@ -34,13 +35,17 @@ def draw_embeddings(
         class_names: the K names; the legend holds those that occur.
         class_colors: (K, 3) uint8, RGB.
         title: of the figure.
+        notes: a few words on each set of vectors, by the same titles; None for the numbers of vectors.
     """
     rows = next(iter(columns.values()))
+    if notes is None:
+        notes = {name: {row: f"{len(maps[row])} positions" for row in rows} for name, maps in columns.items()}
+    grid = [
+        [(f"{name}\n{row}, {notes[name][row]}".strip(), maps[row]) for name, maps in columns.items()] for row in rows
+    ]
     if len(columns) == 1:
-        cells = list(rows.items())
-        grid = [cells[i : i + 2] for i in range(0, len(cells), 2)]
-    else:
-        grid = [[(f"{name}\n{row}", maps[row]) for name, maps in columns.items()] for row in rows]
+        panels = [panel for (panel,) in grid]
+        grid = [panels[i : i + 2] for i in range(0, len(panels), 2)]
     legend = _class_handles(
         (points for maps in columns.values() for points in maps.values()), class_names, class_colors
     )
@@ -80,7 +85,11 @@ def draw_joint_embeddings(
     axes = fig.subplots(1, len(panels), squeeze=False).flat
     _draw_maps(
         [
-            _Map(ax, name, [(markers[scale], points) for scale, points in maps.items()])
+            _Map(
+                ax,
+                f"{name}, {sum(map(len, maps.values()))} positions",
+                [(markers[scale], points) for scale, points in maps.items()],
+            )
             for ax, (name, maps) in zip(axes, panels.items())
         ],
         class_colors,
@@ -120,7 +129,7 @@ def _draw_maps(maps: Sequence[_Map], class_colors: np.ndarray) -> None:
     for ax, title, sets in maps:
         ax.set_xticks([])
         ax.set_yticks([])
-        ax.set_title(f"{title}, {sum(len(points) for _, points in sets)} positions", fontsize=FONT_SIZE + 1)
+        ax.set_title(title, fontsize=FONT_SIZE + 1)
         if ax in layouts:
             _scatter(ax, layouts[ax], sets, class_colors)
         else:

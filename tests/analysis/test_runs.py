@@ -134,9 +134,21 @@ class TestComparable:
         runs = load_runs(list(map(str, twins)))
         check_comparable(*runs, runs[0].cfg.DATASETS.TEST[0])
 
+    def test_classes_of_other_names_are_refused(self, twins):
+        def rename(config):
+            (folders,) = config["DATASETS"]["FOLDERS"]
+            folders["name"] += "_renamed"
+            folders["classes"][3] = "spots"
+            config["DATASETS"].update(TRAIN=[folders["name"]], TEST=[folders["name"]])
+
+        edit(twins[1], rename)
+        runs = load_runs(list(map(str, twins)))
+        with pytest.raises(ValueError, match="contrast cannot be evaluated on .*: class 3 is 'spots'.* and 'dots'"):
+            check_comparable(*runs, runs[0].cfg.DATASETS.TEST[0])
+
     def test_other_classes_are_refused(self, twins):
         runs = load_runs(list(map(str, twins)))
-        with pytest.raises(ValueError, match="baseline cannot be evaluated on camvid_11_val: .*11 classes"):
+        with pytest.raises(ValueError, match=r"baseline cannot be evaluated on camvid_11_val: .*\b11 classes"):
             check_comparable(*runs, "camvid_11_val")
 
 

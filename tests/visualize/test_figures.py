@@ -279,6 +279,8 @@ class TestEmbeddings:
         assert [ax.get_title() for ax in fig.axes] == [
             f"{name}\n{row}, 60 positions" for row in ("p2", "p3") for name in "xyz"
         ]
+        noted = draw_embeddings({"x": runs["x"]}, NAMES, COLORS, "title", {"x": {"p2": "good", "p3": "better"}})
+        assert [ax.get_title() for ax in noted.axes] == ["x\np2, good", "x\np3, better"]
         # Both maps of a network are equal here, and so are their pictures; those of another network are not.
         x, y, _, x_again, *_ = [ax.collections[0].get_offsets().data for ax in fig.axes]
         np.testing.assert_array_equal(x, x_again)

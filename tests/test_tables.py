@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 
-from d2_contrast.analysis.tables import markdown_table, number, write_json
+from d2_contrast.tables import markdown_table, number, write_json
 
 
 def refuse(name):
@@ -15,7 +15,7 @@ def test_numbers():
 
 
 def test_a_table_of_markdown():
-    lines = markdown_table([["a|b", "1.00"], ["c", "-"]], ["name", "x"], texts=1).splitlines()
+    lines = markdown_table([["a|b", "1.00"], ["c", "-"]], ["name", "x"]).splitlines()
     cells = [[cell.strip() for cell in line.replace(r"\|", "/").strip("|").split("|")] for line in lines]
     assert cells[0] == ["name", "x"] and cells[2:] == [["a/b", "1.00"], ["c", "-"]]
     assert cells[1][0].startswith(":-") and cells[1][1].endswith("-:")

@@ -8,11 +8,11 @@ from pathlib import Path
 from tabulate import tabulate
 
 
-def markdown_table(rows: Sequence[Sequence[str]], headers: Sequence[str], texts: int) -> str:
+def markdown_table(rows: Sequence[Sequence[str]], headers: Sequence[str], texts: int = 1) -> str:
     """A Markdown table that can be read as it is; the first ``texts`` columns are text, the others numbers."""
     align = ["left"] * texts + ["right"] * (len(headers) - texts)
-    rows, headers = ([[cell.replace("|", "\\|") for cell in row] for row in part] for part in (rows, [headers]))
-    return tabulate(rows, headers[0], tablefmt="pipe", colalign=align, disable_numparse=True)
+    header, *cells = [[cell.replace("|", r"\|") for cell in row] for row in (headers, *rows)]
+    return tabulate(cells, header, tablefmt="pipe", colalign=align, disable_numparse=True)
 
 
 def number(value: float, digits: int = 2, sign: bool = False) -> str:
