@@ -294,7 +294,13 @@ def _add_solver(cfg: CN) -> None:
 
 
 def _add_test(cfg: CN) -> None:
-    """TEST: several views of an image at test time; see d2_contrast.evaluation.MultiViewInference."""
+    """TEST: how an image is predicted at test time; see d2_contrast.evaluation.MultiViewInference."""
+    # Evaluate in mixed precision, of the dtype SOLVER.AMP.DTYPE; scores are float32 all the same.
+    cfg.TEST.AMP = CN()
+    cfg.TEST.AMP.ENABLED = False
+    # Scores of an image that are averaged over windows or views stay on the GPU up to this many GiB; larger ones go to
+    # the memory of the CPU. 0: up to half of what the GPU has free.
+    cfg.TEST.MAX_DEVICE_GIB = 0.0
     # Predict windows of SIZE every STRIDE (height, width in pixels of the scaled image); their logits are averaged
     # where they overlap.
     cfg.TEST.SLIDING_WINDOW = CN()

@@ -17,7 +17,8 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..data import check_metadata, describe_missing_classes, get_ignore_label, read_label
-from .metrics import count_confusion, summarize_confusion
+from .background import Background
+from .metrics import argmax_classes, count_confusion, summarize_confusion
 
 logger = logging.getLogger(__name__)
 
@@ -60,24 +61,28 @@ class ConfusionEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
+        self._background = Background()
         self._counts = torch.zeros(len(self.class_names), len(self.class_names), dtype=torch.int64)
         self._pixels = 0  # ignored ones among them
         self.confusion: np.ndarray | None = None
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping[str, Tensor]]) -> None:
-        """Count the pixels of some images.
+        """Count the pixels of some images, in a thread: the caller may run the network on the next image meanwhile.
 
         Args:
             inputs: dicts with "file_name" and "sem_seg_file_name".
             outputs: dicts with "sem_seg": scores (K, H, W), or class ids (H, W), at the label's size.
 
         Raises:
-            ValueError: an image has no label, or its prediction and label do not fit.
+            ValueError: an image has no label, or the prediction and label of the image before do not fit. What is
+                wrong with the last image is raised by :meth:`evaluate`.
         """
         for input, output in zip(inputs, outputs, strict=True):
-            label_file = label_file_name(input)
-            label = torch.from_numpy(read_label(label_file, self.metadata))
-            self.count(predicted_classes(output["sem_seg"]), label, label_file)
+            self._background.start(self._count_image, label_file_name(input), output["sem_seg"])
+
+    def _count_image(self, label_file: str, sem_seg: Tensor) -> None:
+        label = torch.from_numpy(read_label(label_file, self.metadata))
+        self.count(predicted_classes(sem_seg), label, label_file)
 
     def count(self, prediction: Tensor, label: Tensor, label_file: str) -> None:
         """Add one image: class ids (H, W) of prediction and label, and the label's file for errors."""
@@ -94,6 +99,9 @@ class ConfusionEvaluator(DatasetEvaluator):
         Returns:
             {"sem_seg": {metric: percent}} as of :func:`summarize_confusion`; None on other processes than
             the main one.
+
+        Raises:
+            ValueError: the prediction and label of the last image do not fit.
         """
         self.gather()
         if self.distributed and not comm.is_main_process():
@@ -108,7 +116,8 @@ class ConfusionEvaluator(DatasetEvaluator):
         return OrderedDict(sem_seg=results)
 
     def gather(self) -> None:
-        """Sum over the processes what was counted; called in all of them."""
+        """Sum over the processes what was counted, once all is; called in all of them."""
+        self._background.finish()
         counts = self.sum_over_processes(self._counts)
         self._all_pixels = self.sum_over_processes(self._pixels)
         self.confusion = None if counts is None else counts.numpy()
@@ -151,7 +160,7 @@ class ConfusionEvaluator(DatasetEvaluator):
 
 def predicted_classes(sem_seg: Tensor) -> Tensor:
     """Class ids (H, W) of a prediction that is given as scores (K, H, W) or as class ids already."""
-    return sem_seg.argmax(0) if sem_seg.dim() == 3 else sem_seg
+    return argmax_classes(sem_seg) if sem_seg.dim() == 3 else sem_seg
 
 
 def label_file_name(input: Mapping) -> str:

@@ -1,11 +1,14 @@
 """Ways of running a segmentor over an image: sliding window, several scales, mirrored, and all of them together."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..modeling.precision import amp_dtype
 
 # Windows that go through the network at once, rows of scores that are handled at once.
 WINDOWS_PER_BATCH = 4
@@ -26,8 +29,11 @@ class MultiViewInference(nn.Module):
        probabilities by a softmax.
     4. The result is the mean over all views.
 
+    With ``dtype`` the network runs in mixed precision. Averages and results are float32 in any case.
+
     Memory: the result exists once, in float32, and beside it one view in whole (without windows) or the rows of one
-    row of windows. A result larger than ``max_device_bytes`` is kept in the memory of the CPU.
+    row of windows. A result larger than ``max_device_bytes`` is kept in the memory of the CPU, unless it is the one
+    prediction of the model itself. The image goes to the model's device once; views and windows are made there.
     """
 
     def __init__(
@@ -38,7 +44,8 @@ class MultiViewInference(nn.Module):
         flip: bool = False,
         window: Sequence[int] | None = None,
         stride: Sequence[int] | None = None,
-        max_device_bytes: int = 2 * 1024**3,
+        dtype: torch.dtype | None = None,
+        max_device_bytes: float | None = None,
     ):
         """
         Args:
@@ -48,7 +55,8 @@ class MultiViewInference(nn.Module):
             flip: add the mirror image of every scale.
             window: (height, width) of the windows in pixels of the view; None to predict whole views.
             stride: vertical and horizontal distance of the windows, pixels; at most ``window``. None for ``window``.
-            max_device_bytes: largest result that is kept on the model's device.
+            dtype: of mixed precision, torch.float16 or torch.bfloat16; None for full precision.
+            max_device_bytes: largest result that is kept on the model's device. None: half of what the device has free.
 
         Raises:
             ValueError: there is no scale, a number is not positive, or a stride would leave gaps.
@@ -68,6 +76,7 @@ class MultiViewInference(nn.Module):
         self.training = model.training  # so that whoever restores the mode of this module restores the model's
         self.views = [(scale, mirrored) for scale in scales for mirrored in ([False, True] if flip else [False])]
         self.window, self.stride = window, stride
+        self.dtype = dtype
         self.max_device_bytes = max_device_bytes
 
     @torch.no_grad()
@@ -80,11 +89,25 @@ class MultiViewInference(nn.Module):
             One dict an image with "sem_seg" (K, H, W) float32: the mean probabilities of several views, or the logits
             of a single one.
         """
-        return [{"sem_seg": self._segment(x)} for x in batched_inputs]
+        parameter = next(self.model.parameters(), None)
+        device_type = "cpu" if parameter is None else parameter.device.type
+        # Around all views, so that weights are converted once for an image.
+        with torch.autocast(device_type, self.dtype, enabled=self.dtype is not None):
+            results = []
+            for inputs in batched_inputs:
+                image = inputs["image"]
+                size = inputs.get("height", image.shape[1]), inputs.get("width", image.shape[2])
+                if parameter is not None:
+                    image = image.to(parameter.device, non_blocking=True)
+                results.append({"sem_seg": self._segment(image, size)})
+            return results
 
-    def _segment(self, inputs: Mapping) -> Tensor:
-        image = inputs["image"]
-        size = inputs.get("height", image.shape[1]), inputs.get("width", image.shape[2])
+    def _segment(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        if len(self.views) == 1:
+            ((scale, _),) = self.views
+            view = _resize_image(image, scale)
+            if not self._wants_windows(view):
+                return self._run([view], size)[0].float()
         result = None
         for scale, mirrored in self.views:
             view = _resize_image(image, scale)
@@ -102,18 +125,21 @@ class MultiViewInference(nn.Module):
 
     def _allocate(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
         shape = (scores.shape[0], *size)
-        fits = 4 * shape[0] * shape[1] * shape[2] <= self.max_device_bytes
-        return torch.zeros(shape, dtype=torch.float32, device=scores.device if fits else "cpu")
+        limit = free_bytes(scores.device) / 2 if self.max_device_bytes is None else self.max_device_bytes
+        device = scores.device if 4 * math.prod(shape) <= limit else "cpu"
+        return torch.zeros(shape, dtype=torch.float32, device=device)
+
+    def _wants_windows(self, view: Tensor) -> bool:
+        return self.window is not None and (view.shape[1] > self.window[0] or view.shape[2] > self.window[1])
 
     def _predict(self, view: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
         """Bands of the logits of a view at the output size: (first row, (K, rows, W)), from top to bottom."""
-        height, width = view.shape[1:]
-        if self.window is None or (height <= self.window[0] and width <= self.window[1]):
+        if self._wants_windows(view):
+            yield from resize_rows(self._slide(view), tuple(view.shape[1:]), size)
+        else:
             (logits,) = self._run([view], size)
             for first in range(0, size[0], ROWS_PER_BAND):
                 yield first, logits[:, first : first + ROWS_PER_BAND].float()
-        else:
-            yield from resize_rows(self._slide(view), (height, width), size)
 
     def _slide(self, view: Tensor) -> Iterator[Tensor]:
         """Logits of a view at its own size, (K, rows, w) from top to bottom, averaged where windows overlap."""
@@ -122,7 +148,8 @@ class MultiViewInference(nn.Module):
         tops = window_starts(height, window[0], self.stride[0])
         lefts = window_starts(width, window[1], self.stride[1])
         # How many windows cover a pixel is the product of how many cover its row and its column.
-        rows, columns = coverage(tops, window[0], height), coverage(lefts, window[1], width)
+        rows = coverage(tops, window[0], height, view.device)
+        columns = coverage(lefts, window[1], width, view.device)
         buffer = None  # sums of the logits of rows tops[i] ... tops[i] + window height
         for top, below in zip(tops, [*tops[1:], height]):
             for i in range(0, len(lefts), WINDOWS_PER_BATCH):
@@ -133,7 +160,7 @@ class MultiViewInference(nn.Module):
                         buffer = logits.new_zeros(logits.shape[0], window[0], width, dtype=torch.float32)
                     buffer[:, :, left : left + window[1]] += logits
             done = below - top
-            count = (rows[top:below, None] * columns).to(buffer.device)
+            count = rows[top:below, None] * columns
             for first in range(0, done, ROWS_PER_BAND):
                 band = slice(first, min(first + ROWS_PER_BAND, done))
                 yield buffer[:, band] / count[band]
@@ -148,17 +175,21 @@ class MultiViewInference(nn.Module):
 
 
 def build_inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Wrap a segmentor for the inference that ``cfg.TEST`` asks for by SLIDING_WINDOW and AUG.
+    """Wrap a segmentor for the inference that ``cfg.TEST`` asks for by SLIDING_WINDOW, AUG and AMP.
 
     Returns:
-        The model itself if neither is enabled.
+        The model itself if none is enabled.
 
     Raises:
         ValueError: their values make no sense.
     """
-    window, aug = cfg.TEST.SLIDING_WINDOW, cfg.TEST.AUG
-    if not window.ENABLED and not aug.ENABLED:
+    window, aug, amp = cfg.TEST.SLIDING_WINDOW, cfg.TEST.AUG, cfg.TEST.AMP
+    if not (window.ENABLED or aug.ENABLED or amp.ENABLED):
         return model
+    dtype = amp_dtype(cfg.SOLVER.AMP.DTYPE) if amp.ENABLED else None
+    limit = cfg.TEST.MAX_DEVICE_GIB
+    if limit < 0:
+        raise ValueError(f"TEST.MAX_DEVICE_GIB is {limit}: expected a size in GiB, or 0 for half of what is free")
     try:
         return MultiViewInference(
             model,
@@ -166,9 +197,20 @@ def build_inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
             flip=aug.ENABLED and aug.FLIP,
             window=window.SIZE if window.ENABLED else None,
             stride=window.STRIDE if window.ENABLED else None,
+            dtype=dtype,
+            max_device_bytes=limit * 1024**3 or None,
         )
     except ValueError as e:
         raise ValueError(f"TEST.SLIDING_WINDOW or TEST.AUG: {e}") from e
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that a device has free for tensors, inf for one that cannot be asked, such as the CPU."""
+    backend = getattr(torch, device.type, None)
+    if not hasattr(backend, "mem_get_info"):
+        return math.inf
+    free, _ = backend.mem_get_info(device)
+    return free + backend.memory_reserved(device) - backend.memory_allocated(device)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -176,9 +218,9 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, length - window, stride), length - window]
 
 
-def coverage(starts: Sequence[int], window: int, length: int) -> Tensor:
+def coverage(starts: Sequence[int], window: int, length: int, device: torch.device) -> Tensor:
     """How many windows cover each position of a side, (length,) float32."""
-    count = torch.zeros(length)
+    count = torch.zeros(length, device=device)
     for start in starts:
         count[start : start + window] += 1
     return count
@@ -212,13 +254,13 @@ def resize_rows(
 
     kept, top, done = None, 0, 0  # source rows top ... are kept; new rows up to done are out
     for block in blocks:
+        if kept is None:
+            on_device = [x.to(block.device, non_blocking=True) for x in (upper, lower, share[:, None])]
         kept = block if kept is None else torch.cat([kept, block], dim=1)
         ready = int(torch.searchsorted(lower, top + kept.shape[1]))
         for first in range(done, ready, ROWS_PER_BAND):
-            rows = slice(first, min(first + ROWS_PER_BAND, ready))
-            above = kept[:, (upper[rows] - top).to(kept.device)]
-            below = kept[:, (lower[rows] - top).to(kept.device)]
-            band = above.lerp_(below, share[rows, None].to(kept.device))
+            above, below, between = (x[first : min(first + ROWS_PER_BAND, ready)] for x in on_device)
+            band = kept[:, above - top].lerp_(kept[:, below - top], between)
             yield (
                 first,
                 F.interpolate(band[None], (band.shape[1], new_size[1]), mode="bilinear", align_corners=False)[0],

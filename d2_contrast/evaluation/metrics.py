@@ -1,4 +1,4 @@
-"""The confusion matrix of a semantic segmentation and every figure that follows from it.
+"""From scores to classes, the confusion matrix of a semantic segmentation, and every figure that follows from it.
 
 A confusion matrix has one row per class of the label and one column per class of the prediction, in pixels.
 Pixels whose label is the ignore label are in none of its cells.
@@ -9,6 +9,44 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+
+# Positions of which a processor keeps the best score and class in its cache.
+POSITIONS_PER_BAND = 1 << 18
+
+
+@torch.no_grad()
+def argmax_classes(scores: Tensor) -> Tensor:
+    """Class of the largest score of each pixel, the first of several: the values of ``scores.argmax(0)``.
+
+    On a CPU it is several times faster: argmax does not use the processor's vector instructions.
+
+    Args:
+        scores: (K, H, W).
+
+    Returns:
+        (H, W) int64.
+    """
+    # argmax is fast where the scores of a pixel lie side by side.
+    if scores.device.type != "cpu" or scores.stride(0) == 1:
+        return scores.argmax(0)
+    classes = torch.empty(scores.shape[1:], dtype=torch.int64)
+    rows = max(1, POSITIONS_PER_BAND // max(1, scores.shape[2]))
+    for band, result in zip(scores.split(rows, dim=1), classes.split(rows)):
+        result.copy_(_argmax_in_cache(band))
+    return classes
+
+
+def _argmax_in_cache(scores: Tensor) -> Tensor:
+    """The class ids (H, W) of a few rows, as floating point: comparisons into such masks use vector instructions."""
+    best = scores[0].clone(memory_format=torch.contiguous_format)
+    classes = torch.zeros(best.shape)
+    larger = torch.empty(best.shape)
+    for k, score in enumerate(scores[1:], start=1):
+        torch.gt(score, best, out=larger)
+        torch.maximum(score, best, out=best)
+        torch.maximum(classes, larger.mul_(k), out=classes)
+    # No number is larger than NaN, which argmax takes for the largest.
+    return scores.argmax(0) if best.isnan().any() else classes
 
 
 def count_confusion(prediction: Tensor, label: Tensor, num_classes: int, ignore_label: int = 255) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data import check_metadata, load_dicts
 from ..data.datasets.register import datasets_root
+from .background import Background
 from .confusion_evaluator import predicted_classes
 
 logger = logging.getLogger(__name__)
@@ -52,26 +53,33 @@ class SubmissionWriter(DatasetEvaluator):
 
     def reset(self) -> None:
         os.makedirs(self.folder, exist_ok=True)
+        self._background = Background()
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping[str, Tensor]]) -> None:
-        """Write some predictions.
+        """Write some predictions, in a thread: the caller may run the network on the next image meanwhile.
 
         Args:
             inputs: dicts with "file_name".
             outputs: dicts with "sem_seg": scores (K, H, W) or class ids (H, W).
 
         Raises:
-            OSError: a file cannot be written.
+            OSError: the file before cannot be written. What is wrong with the last one is raised by :meth:`evaluate`.
         """
         for input, output in zip(inputs, outputs, strict=True):
-            path = self.paths[input["file_name"]]
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            prediction = self.ids[predicted_classes(output["sem_seg"]).cpu().numpy()]
-            if not cv2.imwrite(path, prediction):
-                raise OSError(f"{path}: cannot write this prediction")
+            self._background.start(self._write, self.paths[input["file_name"]], output["sem_seg"])
+
+    def _write(self, path: str, sem_seg: Tensor) -> None:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if not cv2.imwrite(path, self.ids[predicted_classes(sem_seg).cpu().numpy()]):
+            raise OSError(f"{path}: cannot write this prediction")
 
     def evaluate(self) -> OrderedDict:
-        """Say where the files are; there is no figure to compute."""
+        """Say where the files are; there is no figure to compute.
+
+        Raises:
+            OSError: the last file cannot be written.
+        """
+        self._background.finish()
         comm.synchronize()
         if comm.is_main_process():
             logger.info("Predictions are in %s", self.folder)

@@ -106,11 +106,10 @@ class OHEM(CrossEntropy):
         valid = _valid(targets, self.ignore_label)
         targets = targets.masked_fill(~valid, self.ignore_label)
         losses = F.cross_entropy(logits.float(), targets, ignore_index=self.ignore_label, reduction="none")
-        candidates = losses.detach()[valid]
-        hard = losses.detach() > self.max_easy_loss
-        if len(candidates):
-            easier = max(len(candidates) - self.min_kept, 0)
-            hard |= losses.detach() >= candidates.kthvalue(easier + 1).values
+        # No shape depends on how many pixels count, so that a GPU need not be waited for.
+        hardness = losses.detach().masked_fill(~valid, -math.inf)
+        hardest = hardness.flatten().topk(min(self.min_kept, hardness.numel()), sorted=False).values
+        hard = (hardness > self.max_easy_loss) | (hardness >= hardest.amin())
         weights = self._weigh(targets, hard & valid)
         return (losses * weights).sum() / weights.sum().clamp(min=_tiny(losses))
 

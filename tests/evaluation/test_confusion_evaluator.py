@@ -1,6 +1,7 @@
 """The evaluator against Detectron2's, scikit-learn's metrics, and itself in several processes."""
 
 import json
+import threading
 
 import cv2
 import numpy as np
@@ -87,8 +88,33 @@ def test_reset_forgets(labelled_dataset, scores):
 
 def test_a_wrong_size_names_the_file(labelled_dataset, scores):
     name, dicts, labels = labelled_dataset
-    with pytest.raises(ValueError, match=r"label_0.png: the prediction is 20 x 29 .* 20 x 30"):
-        ConfusionEvaluator(name).process(dicts[:1], [{"sem_seg": scores(labels[0])[..., :-1]}])
+    for go_on in (
+        lambda evaluator: evaluator.evaluate(),
+        lambda evaluator: evaluator.process(dicts[1:2], [{"sem_seg": scores(labels[1])}]),
+    ):
+        evaluator = ConfusionEvaluator(name)
+        evaluator.process(dicts[:1], [{"sem_seg": scores(labels[0])[..., :-1]}])
+        with pytest.raises(ValueError, match=r"label_0.png: the prediction is 20 x 29 .* 20 x 30"):
+            go_on(evaluator)
+
+
+def test_counting_goes_on_beside_the_caller(labelled_dataset, scores, monkeypatch):
+    """The first image is still being counted when the caller has the next one ready."""
+    name, dicts, labels = labelled_dataset
+    evaluator, counted = ConfusionEvaluator(name), threading.Event()
+    next_is_ready = threading.Event()
+
+    def count(prediction, label, label_file):
+        assert next_is_ready.wait(timeout=60)
+        counted.set()
+
+    monkeypatch.setattr(evaluator, "count", count)
+    evaluator.process(dicts[:1], [{"sem_seg": scores(labels[0])}])
+    assert not counted.is_set()
+    next_is_ready.set()
+    evaluator.process(dicts[1:2], [{"sem_seg": scores(labels[1])}])
+    assert counted.is_set()  # no more than one waits
+    evaluator.gather()
 
 
 def test_an_image_without_label_is_named(labelled_dataset, scores):

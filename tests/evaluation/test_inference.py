@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from d2_contrast.config import default_config
 from d2_contrast.evaluation import MultiViewInference, build_inference_model
-from d2_contrast.evaluation.inference import resize_rows, window_starts
+from d2_contrast.evaluation.inference import free_bytes, resize_rows, window_starts
 
 CLASSES = 5
 
@@ -31,7 +31,7 @@ class Segmentor(nn.Module):
         for x in batched_inputs:
             image = x["image"].float() / 255
             self.sizes.append(tuple(image.shape[1:]))
-            logits = F.conv2d(image[None], self.weight, padding=3)
+            logits = F.conv2d(image[None], self.weight, padding=3).float()  # as heads do in mixed precision
             size = x.get("height", image.shape[1]), x.get("width", image.shape[2])
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
             results.append({"sem_seg": logits[0]})
@@ -116,6 +116,33 @@ def test_agrees_with_the_plain_implementation(windows, views, output):
     torch.testing.assert_close(result["sem_seg"], truth, rtol=1e-4, atol=1e-5)
 
 
+class Autocast(nn.Module):
+    """A model run in mixed precision, image by image."""
+
+    def __init__(self, model, dtype):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, batched_inputs):
+        with torch.autocast("cpu", self.dtype):
+            return [{"sem_seg": x["sem_seg"].float()} for x in self.model(batched_inputs)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("views", [dict(), dict(scales=[2.0]), dict(scales=[0.75, 1.25], flip=True)], ids=str)
+@pytest.mark.parametrize("windows", [None, dict(window=(32, 48), stride=(20, 17))], ids=str)
+def test_mixed_precision(windows, views, dtype):
+    """The network computes in another dtype, the views are combined as in full precision."""
+    inputs = {"image": image(61, 83), "height": 37, "width": 150}
+    kwargs = {**(windows or {}), **views}
+    (result,) = MultiViewInference(Segmentor(), dtype=dtype, **kwargs)([inputs])
+    truth = expected(Autocast(Segmentor(), dtype), inputs, **kwargs)
+    full = expected(Segmentor(), inputs, **kwargs)
+    assert result["sem_seg"].dtype == torch.float32
+    torch.testing.assert_close(result["sem_seg"], truth, rtol=1e-4, atol=1e-5)
+    assert 1e-5 < (truth - full).abs().max() < 0.05 * full.abs().max()
+
+
 def test_several_images_of_several_sizes():
     inputs = [{"image": image(40, 60)}, {"image": image(70, 30, seed=1)}]
     model = MultiViewInference(Segmentor(), scales=[1, 1.5], window=(32, 32), stride=(16, 16))
@@ -195,6 +222,18 @@ def test_a_large_result_goes_to_the_memory_of_the_cpu():
     assert model._allocate(scores, (8, 9)).device.type == "cpu"
 
 
+def test_by_default_a_result_takes_half_of_what_the_device_has_free(monkeypatch):
+    backend = {"mem_get_info": (1000, 9000), "memory_reserved": 700, "memory_allocated": 300}
+    for name, value in backend.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_bytes(torch.device("cuda", 0)) == 1000 + 700 - 300
+    assert free_bytes(torch.device("cpu")) == torch.inf
+    monkeypatch.setattr("d2_contrast.evaluation.inference.free_bytes", lambda device: 2 * 4 * 5 * 8 * 8)
+    model, scores = MultiViewInference(nn.Identity()), torch.empty(5, 1, 8, device="meta")
+    assert model._allocate(scores, (8, 8)).device.type == "meta"
+    assert model._allocate(scores, (8, 9)).device.type == "cpu"
+
+
 def test_modes_follow_the_wrapper():
     inner = nn.Sequential(nn.BatchNorm2d(3))
     wrapper = MultiViewInference(inner).eval()
@@ -248,6 +287,28 @@ class TestFromConfig:
         cfg = default_config()
         cfg.TEST.SLIDING_WINDOW.ENABLED = True
         assert build_inference_model(cfg, Segmentor()).views == [(1.0, False)]
+
+    def test_mixed_precision_alone(self):
+        cfg = default_config()
+        cfg.TEST.AMP.ENABLED = True
+        cfg.SOLVER.AMP.DTYPE = "bfloat16"
+        inputs = [{"image": image(61, 83), "height": 37, "width": 150}, {"image": image(40, 30)}]
+        model = build_inference_model(cfg, Segmentor())
+        for result, truth in zip(model(inputs), Autocast(Segmentor(), torch.bfloat16)(inputs)):
+            assert torch.equal(result["sem_seg"], truth["sem_seg"])
+        cfg.SOLVER.AMP.DTYPE = "half"
+        with pytest.raises(ValueError, match="SOLVER.AMP.DTYPE is 'half'"):
+            build_inference_model(cfg, Segmentor())
+
+    def test_limit_of_what_stays_on_the_device(self):
+        cfg = default_config()
+        cfg.TEST.AUG.ENABLED = True
+        assert build_inference_model(cfg, Segmentor()).max_device_bytes is None
+        cfg.TEST.MAX_DEVICE_GIB = 1.5
+        assert build_inference_model(cfg, Segmentor()).max_device_bytes == 1.5 * 2**30
+        cfg.TEST.MAX_DEVICE_GIB = -1.0
+        with pytest.raises(ValueError, match="TEST.MAX_DEVICE_GIB is -1.0: expected"):
+            build_inference_model(cfg, Segmentor())
 
     def test_a_bad_value_names_the_section(self):
         cfg = default_config()

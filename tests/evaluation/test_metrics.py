@@ -6,6 +6,7 @@ import torch
 from sklearn import metrics
 
 from d2_contrast.evaluation import count_confusion, summarize_confusion
+from d2_contrast.evaluation.metrics import argmax_classes
 
 NAMES = [f"class {i}" for i in range(7)]
 
@@ -16,6 +17,44 @@ def random_maps(seed=0, size=(37, 53), classes=7, ignored=0.1):
     prediction = np.where(rng.random(size) < 0.6, label, rng.integers(0, classes, size))
     label[rng.random(size) < ignored] = 255
     return torch.from_numpy(prediction), torch.from_numpy(label)
+
+
+def scores_with_ties(dtype=torch.float32, size=(7, 37, 53)):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(-2, 3, size, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32])
+@pytest.mark.parametrize("positions", [1, 53, 200, 10**6])
+def test_classes_of_scores_are_those_of_argmax(monkeypatch, dtype, positions):
+    monkeypatch.setattr("d2_contrast.evaluation.metrics.POSITIONS_PER_BAND", positions)
+    scores = scores_with_ties(dtype)
+    assert (scores == scores.amax(0)).sum(0).max() > 1  # ties
+    classes = argmax_classes(scores)
+    assert classes.dtype == torch.int64 and torch.equal(classes, scores.argmax(0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.requires_grad_(),
+        lambda s: s[:, 3:-2, 5:],
+        lambda s: s.flip(2)[:, ::2],
+        lambda s: s.transpose(1, 2),
+        lambda s: s.permute(1, 2, 0).contiguous().permute(2, 0, 1),
+        lambda s: s[:1],
+        lambda s: s[:, :0],
+        lambda s: s[:, :, :0],
+        lambda s: torch.full_like(s, -torch.inf),
+        lambda s: s.masked_fill(s == 2, torch.inf),
+        lambda s: s.masked_fill(s == 0, torch.nan),
+        lambda s: s.masked_fill(s == 0, -0.0),
+        lambda s: torch.cat([s, s.new_zeros(300, *s.shape[1:])]),
+    ],
+)
+def test_classes_of_any_scores(change):
+    scores = change(scores_with_ties())
+    assert torch.equal(argmax_classes(scores), scores.argmax(0))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])

@@ -64,6 +64,21 @@ def test_ohem(threshold, min_kept, weights):
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("min_kept", [1, 37, 190, 10**6])
+@pytest.mark.parametrize("threshold", [0.05, 0.4])
+def test_ohem_finds_the_hardest_pixels_by_sorting_none(min_kept, threshold):
+    """The value is that of the k-th of all losses in order, bit for bit, also where many are equal."""
+    logits, targets = sample()
+    logits = logits.detach().round()
+    logits[targets[:, None].expand_as(logits) == 2] = 0.5  # equal losses
+    losses = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+    candidates = losses[targets != IGNORE].sort(descending=True).values
+    least = candidates[min(min_kept, len(candidates)) - 1]
+    kept = ((losses > -math.log(threshold)) | (losses >= least)) & (targets != IGNORE)
+    expected = (losses * kept.float()).sum() / kept.float().sum()
+    assert OHEM(num_classes=K, threshold=threshold, min_kept=min_kept)(logits, targets) == expected
+
+
 def test_ohem_of_certain_predictions():
     """Where every loss is zero no pixel is harder than an ignored one."""
     _, targets = sample()

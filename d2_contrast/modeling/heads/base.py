@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -50,7 +51,8 @@ class SemSegHead(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], targets: Tensor | None = None
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """
+        """Logits and losses are float32, in mixed precision too.
+
         Args:
             features: {name: (N, C, h, w)}.
             targets: (N, H, W) train ids, in training.
@@ -60,8 +62,9 @@ class SemSegHead(nn.Module):
         """
         logits = self.layers(features)
         if self.training:
-            return None, self.losses(logits, targets)
-        return F.interpolate(logits, scale_factor=self.common_stride, mode="bilinear", align_corners=False), {}
+            with torch.autocast(targets.device.type, enabled=False):
+                return None, self.losses(logits, targets)
+        return F.interpolate(logits.float(), scale_factor=self.common_stride, mode="bilinear", align_corners=False), {}
 
     @abstractmethod
     def layers(self, features: Mapping[str, Tensor]) -> Tensor:

@@ -29,8 +29,9 @@ class ObjectAttention(nn.Module):
         query = self.query(pixels).flatten(2).transpose(1, 2)  # (N, hw, D)
         key = self.key(regions).flatten(2)  # (N, D, K)
         value = self.value(regions).flatten(2).transpose(1, 2)  # (N, K, D)
-        weights = (query @ key * key.shape[1] ** -0.5).softmax(dim=-1)
-        context = (weights @ value).transpose(1, 2).unflatten(2, pixels.shape[-2:])
+        with torch.autocast(pixels.device.type, enabled=False):
+            weights = (query.float() @ key.float() * key.shape[1] ** -0.5).softmax(dim=-1)
+            context = (weights @ value.float()).transpose(1, 2).unflatten(2, pixels.shape[-2:])
         return self.output(context)
 
 
@@ -114,7 +115,9 @@ class OCRHead(SemSegHead):
         """Map features to logits (N, K, h, w); in training to those and the logits of the first prediction."""
         aux_logits = self.aux(concat_at_finest([features[name] for name in self.aux_in_features]))
         pixels = self.pixels(concat_at_finest([features[name] for name in self.in_features]))
-        regions = aux_logits.flatten(2).softmax(dim=-1) @ pixels.flatten(2).transpose(1, 2)  # (N, K, C)
+        with torch.autocast(pixels.device.type, enabled=False):
+            shares = aux_logits.float().flatten(2).softmax(dim=-1)  # (N, K, hw), of each pixel in a class's region
+            regions = shares @ pixels.float().flatten(2).transpose(1, 2)  # (N, K, C)
         context = self.attention(pixels, regions.transpose(1, 2).unsqueeze(3))
         logits = self.predictor(self.dropout(self.fuse(torch.cat([context, pixels], dim=1))))
         return (logits, aux_logits) if self.training else logits
