@@ -30,9 +30,10 @@ def train(cfg: CfgNode, resume: bool = False) -> dict:
     """
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
+    trainer.save_config()
     trainer.train()
     with averaged_weights(trainer.network, trainer.average):
-        return _finish(cfg, trainer.network, trainer.last_results)
+        return _finish(trainer.cfg, trainer.network, trainer.last_results)
 
 
 def evaluate(cfg: CfgNode, resume: bool = False) -> dict:

@@ -7,8 +7,9 @@ from argparse import Namespace
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from ..config import load_config
@@ -18,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 def setup(args: Namespace) -> CfgNode:
-    """Read and check the config that ``args`` describes; start logging; save the config to its OUTPUT_DIR.
+    """Read and check the config that ``args`` describes; start logging into its OUTPUT_DIR; seed random numbers.
+
+    Detectron2's ``default_setup``, but for the config: who uses it writes it, since a run that goes on may change it.
 
     Args:
         args: of Detectron2's ``default_argument_parser``.
@@ -33,14 +36,27 @@ def setup(args: Namespace) -> CfgNode:
     register_folders(cfg.DATASETS.FOLDERS)
     check_datasets(cfg)
     cfg.freeze()
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_contrast")
+    _start_logging(cfg, args)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.MODEL.DEVICE != wanted:
         logger.warning("MODEL.DEVICE is %r but this machine has no GPU that torch can use: running on cpu", wanted)
     if cfg.MODEL.DEVICE == "cpu" and comm.get_local_size() > 1 and "OMP_NUM_THREADS" not in os.environ:
         # Processes that each take all cores slow each other down many times over.
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     return cfg
+
+
+def _start_logging(cfg: CfgNode, args: Namespace) -> None:
+    if comm.is_main_process():
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    for name in ("fvcore", "detectron2", "d2_contrast"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+    logger.info("Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size())
+    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Command line: %s", args)
+    logger.info("Config:\n%s", cfg.dump())
 
 
 def check_datasets(cfg: CfgNode) -> None:

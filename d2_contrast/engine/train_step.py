@@ -2,10 +2,13 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import chain
 
 import torch
 from detectron2.engine import SimpleTrainer
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -58,10 +61,30 @@ class TrainStep(SimpleTrainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that the optimizer steps, named as in a single process."""
+        stepped = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
+        for name, parameter in getattr(self.model, "module", self.model).named_parameters():
+            if parameter in stepped:
+                yield name, parameter
+
+    def parameter_names(self) -> list[list[str]]:
+        """The names of the parameters in each group of the optimizer."""
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        return [[names[parameter] for parameter in group["params"]] for group in self.optimizer.param_groups]
+
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        state = {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        return {**state, "parameters": self.parameter_names()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)
+        """Load what the optimizer keeps of each parameter, by its name; its hyperparameters stay as they were built."""
+        ours = self.optimizer.state_dict()
+        theirs = state_dict["optimizer"]["state"]
+        # Older checkpoints have no names: their order was this one.
+        indices = {name: i for i, name in enumerate(chain(*state_dict.get("parameters", self.parameter_names())))}
+        found = {i: theirs.get(indices[name]) for i, name in enumerate(chain(*self.parameter_names()))}
+        ours["state"] = {i: state for i, state in found.items() if state is not None}
+        super().load_state_dict({**state_dict, "optimizer": ours})
         if state_dict["grad_scaler"]:  # empty if the run did not scale its loss so far
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

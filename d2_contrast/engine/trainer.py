@@ -1,12 +1,14 @@
 """The trainer: Detectron2's, with this project's data, optimizer, schedule, step and evaluation."""
 
+import logging
+import os
 import weakref
 from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import EvalHook, LRScheduler
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
@@ -14,10 +16,16 @@ from torch import nn
 
 from ..data import build_test_loader, build_train_loader
 from ..evaluation import build_evaluator, build_inference_model
+from ..output import write_whole
 from .averaging import UpdateAverage, averaged_weights, build_average
 from .checkpoint import build_checkpointer
 from .optimizer import build_optimizer
+from .resume import check_resumable, config_changes, describe_changes, keep_origin
 from .train_step import TrainStep
+
+CONFIG_FILE = "config.yaml"
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
@@ -51,16 +59,62 @@ class Trainer(DefaultTrainer):
         self.average = build_average(cfg, self.network)
         self.checkpointer = build_checkpointer(cfg, model, self.average, trainer=weakref.proxy(self))
         self.last_results: dict = {}
+        self._config_comments: list[str] = []
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """See DefaultTrainer. A poly schedule ends at MAX_ITER, even if the run to resume had another."""
-        super().resume_or_load(resume)
-        if hasattr(self.scheduler, "max_iters"):
-            self.scheduler.max_iters = self.max_iter
+        """Go on from the last checkpoint in OUTPUT_DIR if ``resume`` is set and there is one, else load MODEL.WEIGHTS.
+
+        Weights, average, scaler, what the optimizer keeps, and the iteration come from the checkpoint; learning rates
+        and all other settings from the config. Settings that differ from those of the checkpoint's run are logged.
+
+        Raises:
+            ValueError: the checkpoint does not fit this config; nothing of it is loaded.
+        """
+        path = self.checkpointer.get_checkpoint_file() if resume else ""
+        if not path:
+            if resume:
+                logger.warning("There is no checkpoint in %s to go on from: starting anew", self.cfg.OUTPUT_DIR)
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            return
+        checkpoint = self.checkpointer.read(path)
+        earlier = _read_text(os.path.join(self.cfg.OUTPUT_DIR, CONFIG_FILE))
+        changes = config_changes(checkpoint.get("config", earlier), self.cfg)
+        check_resumable(checkpoint, path, self.network, self._trainer, self.average, changes)
+        self.checkpointer.restore(checkpoint)
+        self.start_iter = self.iter + 1
+        logger.info("Going on from %s at iteration %d of %d", path, self.start_iter, self.max_iter)
+        if self.start_iter >= self.max_iter:
+            logger.warning("Nothing is left to train: SOLVER.MAX_ITER is %d", self.max_iter)
+
+        self.cfg = keep_origin(self.cfg, changes)
+        self.checkpointer.config = self.cfg.dump()
+        self._config_comments = [line for line in earlier.splitlines() if line.startswith("#")]
+        if changes:
+            lines = describe_changes(changes, self.start_iter)
+            logger.warning("Settings that differ from those that %s was written with:\n  %s", path, "\n  ".join(lines))
+            self._config_comments += [f"# Resumed at iteration {self.start_iter} with other settings:"]
+            self._config_comments += [f"#   {line}" for line in lines]
+
+    def save_config(self) -> None:
+        """Write the config to OUTPUT_DIR, with comments on what changed when the run was resumed."""
+        if comm.is_main_process():
+            with write_whole(os.path.join(self.cfg.OUTPUT_DIR, CONFIG_FILE), "w") as file:
+                file.write("\n".join([*self._config_comments, self.cfg.dump()]))
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Load the iteration and the state of the step; learning rates follow from the iteration and the config."""
+        hooks = {name: state for name, state in state_dict.get("hooks", {}).items() if name != LRScheduler.__name__}
+        super().load_state_dict({**state_dict, "hooks": hooks})
+        # Detectron2's schedules are functions of the iteration. They end at MAX_ITER, which the run may have passed.
+        self.scheduler.load_state_dict({"last_epoch": min(self.iter + 1, self.max_iter)})
+        rates = self.scheduler.get_lr()
+        self.scheduler.load_state_dict({"_last_lr": rates})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks; the average is updated before any of them can save or evaluate it."""
@@ -101,3 +155,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name)
+
+
+def _read_text(path: str) -> str:
+    """The content of a text file, "" if there is none."""
+    try:
+        with open(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
