@@ -8,9 +8,7 @@ torchrun --nproc-per-node 2 train_net.py --config-file ...
 
 from argparse import Namespace
 
-from detectron2.engine import default_argument_parser
-
-from d2_contrast.engine import evaluate, launch, setup, train
+from d2_contrast.engine import argument_parser, evaluate, launch, setup, train
 
 
 def main(args: Namespace) -> dict:
@@ -21,4 +19,4 @@ def main(args: Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    launch(main, default_argument_parser().parse_args())
+    launch(main, argument_parser().parse_args())

@@ -26,7 +26,7 @@ def run(config: str, seed: int, output: Path, threads: int, overrides: list[str]
     results = output / "inference/shapes_val/sem_seg_results.json"
     if not results.is_file():
         output.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "train_net.py", "--config-file", f"configs/shapes/{config}.yaml"]
+        command = [sys.executable, "train_net.py", "--config-file", f"configs/shapes/{config}.yaml", "--overwrite"]
         # Evaluated once, at the end: results exist for complete runs only.
         options = ["SEED", str(seed), "OUTPUT_DIR", str(output), "TEST.EVAL_PERIOD", "0", *overrides]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}

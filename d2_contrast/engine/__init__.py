@@ -3,8 +3,8 @@
 from .launch import launch
 from .optimizer import build_optimizer
 from .run import evaluate, train
-from .setup import setup
+from .setup import argument_parser, setup
 from .train_step import TrainStep
 from .trainer import Trainer
 
-__all__ = ["TrainStep", "Trainer", "build_optimizer", "evaluate", "launch", "setup", "train"]
+__all__ = ["TrainStep", "Trainer", "argument_parser", "build_optimizer", "evaluate", "launch", "setup", "train"]

@@ -2,11 +2,13 @@
 
 import logging
 import os
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
@@ -14,19 +16,32 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import load_config
 from ..data import register_folders
+from .parallel import on_main_process
+from .run_folder import prepare_folder
 
 logger = logging.getLogger(__name__)
 
 
+def argument_parser() -> ArgumentParser:
+    """Detectron2's ``default_argument_parser`` with this project's options."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start anew in an OUTPUT_DIR that holds a run, which is moved aside"
+    )
+    return parser
+
+
 def setup(args: Namespace) -> CfgNode:
-    """Read and check the config that ``args`` describes; start logging into its OUTPUT_DIR; seed random numbers.
+    """Read and check the config that ``args`` describes; see to it that its OUTPUT_DIR is free for a run and start
+    logging there; seed random numbers.
 
     Detectron2's ``default_setup``, but for the config: who uses it writes it, since a run that goes on may change it.
 
     Args:
-        args: of Detectron2's ``default_argument_parser``.
+        args: of :func:`argument_parser`, or of Detectron2's ``default_argument_parser``.
 
     Raises:
+        FolderInUseError: a run is going on in OUTPUT_DIR, or has been there and is neither resumed nor overwritten.
         KeyError, ValueError: the config has an unknown key, or a value that does not fit the datasets.
     """
     cfg = load_config(args.config_file, args.opts)
@@ -36,7 +51,10 @@ def setup(args: Namespace) -> CfgNode:
     register_folders(cfg.DATASETS.FOLDERS)
     check_datasets(cfg)
     cfg.freeze()
+    moved = "" if args.eval_only else _prepare_folder(cfg, args)
     _start_logging(cfg, args)
+    if moved:
+        logger.warning("The run that was in %s is now in %s", cfg.OUTPUT_DIR, moved)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     if not args.eval_only:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
@@ -46,6 +64,19 @@ def setup(args: Namespace) -> CfgNode:
         # Processes that each take all cores slow each other down many times over.
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     return cfg
+
+
+def _prepare_folder(cfg: CfgNode, args: Namespace) -> str:
+    resume, overwrite = getattr(args, "resume", False), getattr(args, "overwrite", False)
+    if resume and overwrite:
+        raise ValueError("--resume goes on with the run in OUTPUT_DIR, --overwrite moves it aside: give one of them")
+    folder, weights = os.path.realpath(cfg.OUTPUT_DIR), os.path.realpath(cfg.MODEL.WEIGHTS)
+    if overwrite and cfg.MODEL.WEIGHTS and os.path.commonpath([folder, weights]) == folder:
+        raise ValueError(
+            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} lies in OUTPUT_DIR {cfg.OUTPUT_DIR}, which --overwrite moves aside: "
+            "name another OUTPUT_DIR"
+        )
+    return on_main_process(partial(prepare_folder, cfg.OUTPUT_DIR, resume=resume, overwrite=overwrite))
 
 
 def _start_logging(cfg: CfgNode, args: Namespace) -> None:

@@ -15,11 +15,12 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data import build_test_loader, build_train_loader
-from ..evaluation import build_evaluator, build_inference_model
+from ..evaluation import build_evaluator, build_inference_model, claim_evaluation_folder
 from ..output import write_whole
 from .averaging import UpdateAverage, averaged_weights, build_average
 from .checkpoint import build_checkpointer
 from .optimizer import build_optimizer
+from .parallel import on_main_process
 from .resume import check_resumable, config_changes, describe_changes, keep_origin
 from .train_step import TrainStep
 
@@ -35,6 +36,7 @@ class Trainer(DefaultTrainer):
         network: the segmentor, not wrapped for several processes.
         average: the moving average of its weights, or None.
         last_results: results of the last evaluation, on the main process; {} before it and elsewhere.
+        evaluation_folders: where they were written, by dataset; {} before.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -59,6 +61,7 @@ class Trainer(DefaultTrainer):
         self.average = build_average(cfg, self.network)
         self.checkpointer = build_checkpointer(cfg, model, self.average, trainer=weakref.proxy(self))
         self.last_results: dict = {}
+        self.evaluation_folders: dict[str, str] = {}
         self._config_comments: list[str] = []
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -101,9 +104,7 @@ class Trainer(DefaultTrainer):
 
     def save_config(self) -> None:
         """Write the config to OUTPUT_DIR, with comments on what changed when the run was resumed."""
-        if comm.is_main_process():
-            with write_whole(os.path.join(self.cfg.OUTPUT_DIR, CONFIG_FILE), "w") as file:
-                file.write("\n".join([*self._config_comments, self.cfg.dump()]))
+        save_config(self.cfg, self.cfg.OUTPUT_DIR, self._config_comments)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load the iteration and the state of the step; learning rates follow from the iteration and the config."""
@@ -127,8 +128,9 @@ class Trainer(DefaultTrainer):
         return hooks
 
     def _evaluate(self) -> dict:
+        done = self.scheduler.last_epoch - 1  # as checkpoints count
         with averaged_weights(self.network, self.average):
-            self.last_results = self.test(self.cfg, self.model) or {}
+            self.last_results, self.evaluation_folders = self.evaluate(self.cfg, self.model, iteration=done)
         return self.last_results
 
     @classmethod
@@ -153,8 +155,33 @@ class Trainer(DefaultTrainer):
         return super().test(cfg, build_inference_model(cfg, model), evaluators)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name)
+    def evaluate(cls, cfg: CfgNode, model: nn.Module, **origin) -> tuple[dict, dict[str, str]]:
+        """Evaluate on DATASETS.TEST, each dataset in a folder of its own.
+
+        Args:
+            cfg: the config.
+            model: the network.
+            origin: of its weights, see :func:`~d2_contrast.evaluation.claim_evaluation_folder`.
+
+        Returns:
+            What :meth:`test` gives, {} on other processes than the main one, and the folder of each dataset.
+        """
+        names = cfg.DATASETS.TEST
+        folders = on_main_process(lambda: {name: claim_evaluation_folder(cfg, name, **origin) for name in names})
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name, folder in folders.items()]
+        return cls.test(cfg, model, evaluators) or {}, folders
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+
+def save_config(cfg: CfgNode, folder: str, comments: Sequence[str] = ()) -> None:
+    """Write a config to ``config.yaml`` in a folder, below some lines of comment; in the main process alone."""
+    if comm.is_main_process():
+        os.makedirs(folder, exist_ok=True)
+        with write_whole(os.path.join(folder, CONFIG_FILE), "w") as file:
+            file.write("\n".join([*comments, cfg.dump()]))
 
 
 def _read_text(path: str) -> str:

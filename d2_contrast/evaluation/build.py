@@ -1,6 +1,5 @@
 """The evaluator of a dataset, by its metadata."""
 
-import os
 from collections.abc import Callable
 
 from detectron2.config import CfgNode
@@ -9,6 +8,7 @@ from detectron2.evaluation import DatasetEvaluator
 
 from .cityscapes import CityscapesEvaluator
 from .confusion_evaluator import ConfusionEvaluator
+from .folders import evaluation_folder
 from .submission import SubmissionWriter
 
 # Evaluators by metadata.evaluator_type, built with (dataset_name, output_dir). Add your own here.
@@ -26,12 +26,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
     Args:
         cfg: the config, for ``OUTPUT_DIR``.
         dataset_name: a registered dataset.
-        output_dir: folder for results, by default ``OUTPUT_DIR/inference/<dataset_name>``.
+        output_dir: folder for results, by default that of :func:`.folders.evaluation_folder`.
 
     Raises:
         ValueError: there is no evaluator of that type.
     """
-    output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+    output_dir = output_dir or evaluation_folder(cfg, dataset_name)
     # Loaded before its metadata is looked at, which some datasets complete on loading.
     dicts = DatasetCatalog.get(dataset_name)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")

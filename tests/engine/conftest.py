@@ -72,9 +72,9 @@ def write_config(write_tiny, tmp_path):
 def make_cfg(write_config, tmp_path):
     """Run setup() on a tiny config with overrides."""
 
-    def make(*overrides, base: str = "uper_r18_contrast.yaml"):
+    def make(*overrides, base: str = "uper_r18_contrast.yaml", eval_only=False, resume=False):
         opts = ["OUTPUT_DIR", str(tmp_path / "output"), *map(str, overrides)]
-        return setup(Namespace(config_file=write_config(base=base), opts=opts, eval_only=False))
+        return setup(Namespace(config_file=write_config(base=base), opts=opts, eval_only=eval_only, resume=resume))
 
     return make
 
