@@ -8,7 +8,7 @@ torchrun --nproc-per-node 2 train_net.py --config-file ...
 
 from argparse import Namespace
 
-from d2_contrast.engine import argument_parser, evaluate, launch, setup, train
+from d2_contrast.engine import evaluate, launch, parse_arguments, setup, train
 
 
 def main(args: Namespace) -> dict:
@@ -19,4 +19,4 @@ def main(args: Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    launch(main, argument_parser().parse_args())
+    launch(main, parse_arguments())

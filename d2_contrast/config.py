@@ -27,6 +27,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
         KeyError: a key does not exist; the message names it, where it stands and which keys are like it.
         ValueError: a value has the wrong type, or a key on the command line has no value.
     """
+    _check_pairs(overrides)
     cfg = default_config()
     where = config_file
     try:
@@ -34,7 +35,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
             cfg.merge_from_file(config_file)
         where = "command line"
         cfg.merge_from_list(list(overrides))
-    except (KeyError, AssertionError) as error:  # yacs raises either, file or command line
+    except (KeyError, ValueError, AssertionError) as error:  # yacs raises any of them, file or command line
         message = str(error.args[0])
         if not message.startswith("Non-existent"):
             raise ValueError(f"{where}: {message}") from error
@@ -42,6 +43,18 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
         hint = f"; similar keys: {', '.join(similar)}" if similar else ""
         raise KeyError(f"{where}: {message}{hint}") from None
     return cfg
+
+
+def _check_pairs(overrides: Sequence[str]) -> None:
+    for key in overrides[::2]:
+        if key.startswith("-"):
+            raise ValueError(f"{key} stands among keys and values: options come before them")
+        if key.endswith((".yaml", ".yml")):
+            raise ValueError(f"{key} stands in the place of a key: a config is named by --config-file {key}")
+        if "=" in key:
+            raise ValueError(f"{key} is no key: keys and values are separate, as in {key.replace('=', ' ', 1)}")
+    if len(overrides) % 2:
+        raise ValueError(f"{overrides[-1]} has no value: expected keys and values in turn")
 
 
 def _keys(cfg: CN, prefix: str = "") -> list[str]:
@@ -232,6 +245,9 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.HEAD_LR_FACTOR = 1.0
     # Batches of IMS_PER_BATCH images for one step of the optimizer, which is what MAX_ITER and all periods count.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Of the checkpoints of every CHECKPOINT_PERIOD iterations keep the newest so many, 2 or more; 0 keeps all. That of
+    # the end, model_final.pth, is kept besides.
+    cfg.SOLVER.MAX_TO_KEEP = 3
     # For AMP.ENABLED: "float16" (with loss scaling) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Exponential moving average of the weights: evaluated in place of the weights, and saved beside them.

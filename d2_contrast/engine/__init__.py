@@ -3,8 +3,8 @@
 from .launch import launch
 from .optimizer import build_optimizer
 from .run import evaluate, train
-from .setup import argument_parser, setup
+from .setup import parse_arguments, setup
 from .train_step import TrainStep
 from .trainer import Trainer
 
-__all__ = ["TrainStep", "Trainer", "argument_parser", "build_optimizer", "evaluate", "launch", "setup", "train"]
+__all__ = ["TrainStep", "Trainer", "parse_arguments", "build_optimizer", "evaluate", "launch", "setup", "train"]

@@ -45,6 +45,7 @@ class ContrastCheckpointer(DetectionCheckpointer):
     Attributes:
         config: text of the config, which every checkpoint holds as "config"; "" for none.
         missing: names of the model's tensors that the last file did not have.
+        saved_iteration: the iteration after which it last saved, -1 before.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ContrastCheckpointer(DetectionCheckpointer):
         self.allow_pickle = allow_pickle
         self.config = config
         self.missing: list[str] = []
+        self.saved_iteration = -1
         self._path = ""
 
     def save(self, name: str, **extra) -> None:
@@ -89,6 +91,7 @@ class ContrastCheckpointer(DetectionCheckpointer):
         with write_whole(path) as file:
             torch.save(data, file)
         self.tag_last_checkpoint(f"{name}.pth")
+        self.saved_iteration = extra.get("iteration", -1)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with write_whole(os.path.join(self.save_dir, TAG), "w") as file:
@@ -111,6 +114,17 @@ class ContrastCheckpointer(DetectionCheckpointer):
         except (OSError, UnicodeDecodeError):
             return ""
         return os.path.join(self.save_dir, name) if name else ""
+
+    def load(self, path: str, *args, **kwargs) -> dict:
+        """See DetectionCheckpointer.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or does not hold weights of this model.
+        """
+        if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
+            raise FileNotFoundError(f"{path}: no such file of weights (MODEL.WEIGHTS)")
+        return super().load(path, *args, **kwargs)
 
     def has_checkpoint(self) -> bool:
         return bool(self.get_checkpoint_file())
@@ -147,6 +161,15 @@ class ContrastCheckpointer(DetectionCheckpointer):
                 "--overwrite, which moves this folder aside, or in another OUTPUT_DIR"
             )
         return ""
+
+    def remove_oldest(self, keep: int) -> None:
+        """Remove the oldest checkpoints of single iterations, but for the last ``keep`` written."""
+        numbered = [path for path in own_checkpoints(self.save_dir) if re.search(r"\d", os.path.basename(path))]
+        for path in sorted(numbered, key=os.path.getmtime, reverse=True)[keep:]:
+            try:
+                os.remove(path)
+            except OSError as error:
+                logger.warning("%s: cannot remove this old checkpoint (%s)", path, error.strerror)
 
     def read(self, path: str) -> dict:
         """Read a checkpoint without loading anything from it; errors as of :func:`.checkpoint_files.read_torch`."""

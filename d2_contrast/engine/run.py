@@ -18,7 +18,7 @@ from .averaging import averaged_weights, build_average
 from .checkpoint import build_checkpointer
 from .parallel import on_main_process
 from .run_folder import METRICS, RunLock, check_free
-from .trainer import Trainer, save_config
+from .trainer import Trainer, claim_folders, save_config
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,10 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict:
         average.load_state_dict(checkpoint["average"], strict=False)  # what is for training may be missing here, too
     elif average is not None:
         logger.warning("SOLVER.EMA.ENABLED is set but %s holds no average: evaluating its weights themselves", path)
+    folders = claim_folders(cfg, weights=path, iteration=checkpoint.get("iteration"))
+    evaluators = [Trainer.build_evaluator(cfg, name, folder) for name, folder in folders.items()]
     with averaged_weights(model, average):
-        results, folders = Trainer.evaluate(cfg, model, weights=path, iteration=checkpoint.get("iteration"))
+        results = Trainer.test(cfg, model, evaluators)
         for folder in folders.values():
             save_config(cfg, folder)
         # Beside the results, since those of training are in OUTPUT_DIR.

@@ -2,33 +2,47 @@
 
 import logging
 import os
-from argparse import ArgumentParser, Namespace
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from .. import modeling  # noqa: F401  (registers the parts of networks)
 from ..config import load_config
 from ..data import register_folders
+from ..errors import DEBUG, EXIT_CODE
 from .parallel import on_main_process
 from .run_folder import prepare_folder
 
 logger = logging.getLogger(__name__)
 
 
-def argument_parser() -> ArgumentParser:
-    """Detectron2's ``default_argument_parser`` with this project's options."""
+def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
+    """Parse the command line: Detectron2's ``default_argument_parser`` with this project's options.
+
+    Args:
+        arguments: those of the process by default. Without any the help is shown, and the process ends.
+    """
     parser = default_argument_parser()
     parser.add_argument(
         "--overwrite", action="store_true", help="start anew in an OUTPUT_DIR that holds a run, which is moved aside"
     )
-    return parser
+    parser.add_argument("--debug", action="store_true", help=f"show tracebacks of errors, as {DEBUG}=1 does")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        parser.print_help(sys.stderr)
+        sys.exit(EXIT_CODE)
+    return parser.parse_args(arguments)
 
 
 def setup(args: Namespace) -> CfgNode:
@@ -38,7 +52,7 @@ def setup(args: Namespace) -> CfgNode:
     Detectron2's ``default_setup``, but for the config: who uses it writes it, since a run that goes on may change it.
 
     Args:
-        args: of :func:`argument_parser`, or of Detectron2's ``default_argument_parser``.
+        args: of :func:`parse_arguments`, or of Detectron2's ``default_argument_parser``.
 
     Raises:
         FolderInUseError: a run is going on in OUTPUT_DIR, or has been there and is neither resumed nor overwritten.
@@ -49,7 +63,8 @@ def setup(args: Namespace) -> CfgNode:
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     register_folders(cfg.DATASETS.FOLDERS)
-    check_datasets(cfg)
+    check_names(cfg)
+    check_datasets(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     cfg.freeze()
     moved = "" if args.eval_only else _prepare_folder(cfg, args)
     _start_logging(cfg, args)
@@ -90,15 +105,41 @@ def _start_logging(cfg: CfgNode, args: Namespace) -> None:
     logger.info("Config:\n%s", cfg.dump())
 
 
-def check_datasets(cfg: CfgNode) -> None:
+def check_names(cfg: CfgNode) -> None:
+    """Check that the parts of the network are registered.
+
+    Raises:
+        KeyError: one is not.
+    """
+    model = cfg.MODEL
+    for key, name, registry in (
+        ("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY),
+        ("MODEL.UPER.BOTTOM_UP", model.UPER.BOTTOM_UP, BACKBONE_REGISTRY),
+        ("MODEL.SEM_SEG_HEAD.NAME", model.SEM_SEG_HEAD.NAME, SEM_SEG_HEADS_REGISTRY),
+        ("MODEL.AUX_HEAD.NAME", model.AUX_HEAD.NAME, SEM_SEG_HEADS_REGISTRY),
+    ):
+        if name and name not in registry:
+            known = ", ".join(sorted(known for known, _ in registry))
+            raise KeyError(f"{key}: {name!r} is not registered; those that are: {known}")
+
+
+def check_datasets(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> None:
     """Check that the datasets exist and that the network fits them.
+
+    Args:
+        cfg: the config.
+        splits: those that are used; the first must not be empty.
 
     Raises:
         KeyError: a dataset is not registered.
-        ValueError: a dataset differs from the network in the number of classes or in the ignore label.
+        ValueError: there is none, or one differs from the network in the number of classes or in the ignore label.
     """
     head = cfg.MODEL.SEM_SEG_HEAD
-    for key, names in (("DATASETS.TRAIN", cfg.DATASETS.TRAIN), ("DATASETS.TEST", cfg.DATASETS.TEST)):
+    if not cfg.DATASETS[splits[0]]:
+        raise ValueError(f"DATASETS.{splits[0]} is empty: name a dataset, or a config that does by --config-file")
+    for split in splits:
+        key, names = f"DATASETS.{split}", cfg.DATASETS[split]
         if isinstance(names, str):
             raise ValueError(f"{key} is the text {names!r}: expected a list, such as \"('{names}',)\"")
         for name in names:

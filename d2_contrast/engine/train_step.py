@@ -34,6 +34,7 @@ class TrainStep(SimpleTrainer):
         self.amp_dtype = amp_dtype and getattr(torch, amp_dtype)
         self.device_type = next(model.parameters()).device.type
         # Gradients of half precision underflow; those of bfloat16 do not.
+        self.is_updating = False  # weights are changed in part
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == "float16")
 
     def run_step(self) -> None:
@@ -58,7 +59,9 @@ class TrainStep(SimpleTrainer):
         # Raises if a loss is not finite, before that reaches the weights.
         SimpleTrainer.write_metrics(means, data_time, self.iter)
         self.grad_scaler.unscale_(self.optimizer)  # before the optimizer clips them
+        self.is_updating = True
         self.grad_scaler.step(self.optimizer)
+        self.is_updating = False
         self.grad_scaler.update()
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

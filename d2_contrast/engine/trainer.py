@@ -4,24 +4,27 @@ import logging
 import os
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook, LRScheduler
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.engine.hooks import EvalHook, LRScheduler, PeriodicCheckpointer, PeriodicWriter
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ..data import build_test_loader, build_train_loader
 from ..evaluation import build_evaluator, build_inference_model, claim_evaluation_folder
 from ..output import write_whole
 from .averaging import UpdateAverage, averaged_weights, build_average
-from .checkpoint import build_checkpointer
+from .checkpoint import ContrastCheckpointer, NonFiniteError, build_checkpointer
 from .optimizer import build_optimizer
 from .parallel import on_main_process
 from .resume import check_resumable, config_changes, describe_changes, keep_origin
+from .stop import StopEvaluation, StoppableEvaluator, Stopped, StopRequests
 from .train_step import TrainStep
 
 CONFIG_FILE = "config.yaml"
@@ -62,6 +65,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = build_checkpointer(cfg, model, self.average, trainer=weakref.proxy(self))
         self.last_results: dict = {}
         self.evaluation_folders: dict[str, str] = {}
+        self.stop = StopRequests()
         self._config_comments: list[str] = []
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -117,20 +121,92 @@ class Trainer(DefaultTrainer):
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
+    def train(self) -> dict:
+        """Train and evaluate; see DefaultTrainer.
+
+        A signal to end (SIGTERM, Ctrl-C), and whatever else ends the run early, has it save a checkpoint first.
+
+        Returns:
+            ``last_results``.
+
+        Raises:
+            Stopped: a signal ended the run.
+        """
+        with EventStorage(self.start_iter) as self.storage, self.stop:
+            self.iter = self.start_iter
+            try:
+                self.before_train()
+                for iteration in range(self.start_iter, self.max_iter):
+                    self.iter = iteration
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    self.stop.check()
+                self.iter = self.max_iter
+                self.after_train()
+            except BaseException as error:
+                self._end_early(error)
+                raise
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, self.last_results)
+        return self.last_results
+
+    def _end_early(self, error: BaseException) -> None:
+        self.stop.answer()
+        if comm.is_main_process():
+            logger.warning("This run ends early. %s", self._rescue(error))
+            for hook in self._hooks:
+                if isinstance(hook, PeriodicWriter):
+                    with suppress(Exception):  # whatever is wrong with the disk or the run, it has been said
+                        hook.after_train()
+        if isinstance(error, Stopped):
+            comm.synchronize()  # a process that ends before the checkpoint is written may have the others killed
+        elif self.stop.received:  # workers of the data loader have got the signal, too, or another process of the job
+            raise Stopped(128 + self.stop.received) from error
+
+    def _rescue(self, error: BaseException) -> str:
+        """Save the iterations that are complete, if that is possible, and say what there is to go on from."""
+        done = self.scheduler.last_epoch - 1
+        last = f"the last checkpoint is {self.checkpointer.last_checkpoint() or 'none'}"
+        if isinstance(error, NonFiniteError):
+            return f"Nothing is saved, since not all numbers are finite; {last}"
+        if self._trainer.is_updating:
+            return f"Nothing is saved, since weights are updated in part; {last}"
+        if done < self.start_iter or done == self.checkpointer.saved_iteration:
+            return f"Nothing was trained since; {last}"
+        self.iter = done
+        try:
+            self.checkpointer.save(f"model_{done:07d}", iteration=done)
+        except Exception as failure:
+            return f"Nothing is saved ({failure}); {last}"
+        return f"{self.checkpointer.last_checkpoint()} is saved: go on with --resume"
+
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks; the average is updated before any of them can save or evaluate it."""
-        hooks = [
-            EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate) if isinstance(hook, EvalHook) else hook
-            for hook in super().build_hooks()
-        ]
+        hooks = [self._our_hook(hook) for hook in super().build_hooks()]
         if self.average is not None:
             hooks.insert(0, UpdateAverage(self.average, self.network))
         return hooks
 
+    def _our_hook(self, hook: HookBase | None) -> HookBase | None:
+        if isinstance(hook, EvalHook):
+            return EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
+        if isinstance(hook, PeriodicCheckpointer):
+            return CheckpointHook(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.MAX_TO_KEEP)
+        return hook
+
     def _evaluate(self) -> dict:
         done = self.scheduler.last_epoch - 1  # as checkpoints count
-        with averaged_weights(self.network, self.average):
-            self.last_results, self.evaluation_folders = self.evaluate(self.cfg, self.model, iteration=done)
+        self.evaluation_folders = claim_folders(self.cfg, iteration=done)
+        evaluators = [
+            StoppableEvaluator(self.build_evaluator(self.cfg, name, folder), self.stop)
+            for name, folder in self.evaluation_folders.items()
+        ]
+        try:
+            with averaged_weights(self.network, self.average):
+                self.last_results = self.test(self.cfg, self.model, evaluators) or {}
+        except StopEvaluation:
+            self.stop.check()
         return self.last_results
 
     @classmethod
@@ -155,25 +231,33 @@ class Trainer(DefaultTrainer):
         return super().test(cfg, build_inference_model(cfg, model), evaluators)
 
     @classmethod
-    def evaluate(cls, cfg: CfgNode, model: nn.Module, **origin) -> tuple[dict, dict[str, str]]:
-        """Evaluate on DATASETS.TEST, each dataset in a folder of its own.
-
-        Args:
-            cfg: the config.
-            model: the network.
-            origin: of its weights, see :func:`~d2_contrast.evaluation.claim_evaluation_folder`.
-
-        Returns:
-            What :meth:`test` gives, {} on other processes than the main one, and the folder of each dataset.
-        """
-        names = cfg.DATASETS.TEST
-        folders = on_main_process(lambda: {name: claim_evaluation_folder(cfg, name, **origin) for name in names})
-        evaluators = [cls.build_evaluator(cfg, name, folder) for name, folder in folders.items()]
-        return cls.test(cfg, model, evaluators) or {}, folders
-
-    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, output_folder)
+
+
+class CheckpointHook(PeriodicCheckpointer):
+    """Save every ``period`` iterations and at the end; of the former keep the newest ``max_to_keep``, 0 for all.
+
+    Raises:
+        ValueError: ``max_to_keep`` is 1, which leaves nothing where that one is damaged, or negative.
+    """
+
+    def __init__(self, checkpointer: ContrastCheckpointer, period: int, max_to_keep: int):
+        if max_to_keep < 0 or max_to_keep == 1:
+            raise ValueError(f"SOLVER.MAX_TO_KEEP is {max_to_keep}: expected 2 or more checkpoints, or 0 to keep all")
+        super().__init__(checkpointer, period)
+        self.keep = max_to_keep
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self.keep and (self.trainer.iter + 1) % self.period == 0:
+            self.checkpointer.remove_oldest(self.keep)
+
+
+def claim_folders(cfg: CfgNode, **origin) -> dict[str, str]:
+    """A folder for the results on each of DATASETS.TEST; ``origin`` as of ``claim_evaluation_folder``."""
+    names = cfg.DATASETS.TEST
+    return on_main_process(lambda: {name: claim_evaluation_folder(cfg, name, **origin) for name in names})
 
 
 def save_config(cfg: CfgNode, folder: str, comments: Sequence[str] = ()) -> None:
