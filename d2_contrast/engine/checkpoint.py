@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -31,7 +31,15 @@ logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss, a gradient or a weight is infinite or not a number."""
+    """A loss, a gradient or a weight is infinite or not a number.
+
+    Attributes:
+        ranks: of the processes whose batches are to be looked at.
+    """
+
+    def __init__(self, message: str, ranks: Sequence[int] = ()):
+        super().__init__(message)
+        self.ranks = ranks
 
 
 class ContrastCheckpointer(DetectionCheckpointer):

@@ -44,6 +44,7 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
                 torch.cuda.set_device(local_rank)
             dist.init_process_group("nccl" if has_gpu else "gloo")
             comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+            comm.synchronize()  # who fails and leaves while another still connects has that one fail obscurely, or wait
             _run(main, args)
     elif args.num_gpus * args.num_machines == 1:
         with in_plain_words():

@@ -24,8 +24,9 @@ from .checkpoint import ContrastCheckpointer, NonFiniteError, build_checkpointer
 from .optimizer import build_optimizer
 from .parallel import on_main_process
 from .resume import check_resumable, config_changes, describe_changes, keep_origin
+from .step_dump import dump_path, save_step
 from .stop import StopEvaluation, StoppableEvaluator, Stopped, StopRequests
-from .train_step import TrainStep
+from .train_step import NonFinitePolicy, TrainStep
 
 CONFIG_FILE = "config.yaml"
 
@@ -57,6 +58,7 @@ class Trainer(DefaultTrainer):
             optimizer,
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
+            non_finite=NonFinitePolicy(cfg.SOLVER.NON_FINITE, cfg.SOLVER.NON_FINITE_MAX_IN_ROW),
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # Unwrapped, so that the average and its checkpoint have the names of a single process.
@@ -150,6 +152,26 @@ class Trainer(DefaultTrainer):
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(self.cfg, self.last_results)
         return self.last_results
+
+    def run_step(self) -> None:
+        """See DefaultTrainer. Where numbers that are not finite stop the run, the step is written to OUTPUT_DIR.
+
+        Raises:
+            NonFiniteError: see TrainStep; the message also names the last checkpoint and what was written.
+        """
+        try:
+            super().run_step()
+        except NonFiniteError as error:
+            rank = comm.get_rank()
+            if rank in error.ranks:
+                try:
+                    save_step(dump_path(self.cfg.OUTPUT_DIR, self.iter, rank), self.cfg, self._trainer, str(error))
+                except OSError as failure:
+                    logger.warning("The step is not written: %s", failure)
+            raise NonFiniteError(
+                f"{error}. The last good checkpoint is {self.checkpointer.last_checkpoint() or 'none'}. To run this "
+                f"step again: python -m d2_contrast.replay {dump_path(self.cfg.OUTPUT_DIR, self.iter, error.ranks[0])}"
+            ) from error
 
     def _end_early(self, error: BaseException) -> None:
         self.stop.answer()
