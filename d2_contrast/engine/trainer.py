@@ -13,7 +13,7 @@ from detectron2.engine.hooks import EvalHook, LRScheduler, PeriodicCheckpointer,
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter, TensorboardXWriter
 from torch import nn
 
 from ..data import build_test_loader, build_train_loader
@@ -21,9 +21,11 @@ from ..evaluation import build_evaluator, build_inference_model, claim_evaluatio
 from ..output import write_whole
 from .averaging import UpdateAverage, averaged_weights, build_average
 from .checkpoint import ContrastCheckpointer, NonFiniteError, build_checkpointer
+from .metrics_writer import MetricsWriter
 from .optimizer import build_optimizer
 from .parallel import on_main_process
 from .resume import check_resumable, config_changes, describe_changes, keep_origin
+from .run_folder import METRICS
 from .step_dump import dump_path, save_step
 from .stop import StopEvaluation, StoppableEvaluator, Stopped, StopRequests
 from .train_step import NonFinitePolicy, TrainStep
@@ -209,6 +211,12 @@ class Trainer(DefaultTrainer):
         if self.average is not None:
             hooks.insert(0, UpdateAverage(self.average, self.network))
         return hooks
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's writers, but for metrics.json."""
+        path = os.path.join(self.cfg.OUTPUT_DIR, METRICS)
+        os.makedirs(self.cfg.OUTPUT_DIR, exist_ok=True)
+        return [CommonMetricPrinter(self.max_iter), MetricsWriter(path), TensorboardXWriter(self.cfg.OUTPUT_DIR)]
 
     def _our_hook(self, hook: HookBase | None) -> HookBase | None:
         if isinstance(hook, EvalHook):
