@@ -17,6 +17,7 @@ from ..visualize import write_report
 from .averaging import averaged_weights, build_average
 from .checkpoint import build_checkpointer
 from .parallel import on_main_process
+from .preflight import check_run
 from .run_folder import METRICS, RunLock, check_free
 from .trainer import Trainer, claim_folders, save_config
 
@@ -35,6 +36,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict:
 
     Raises:
         FolderInUseError: a run is going on in OUTPUT_DIR, or has been there and is not resumed.
+        OSError, ValueError, RuntimeError: before training starts, something is wrong with the config or a dataset.
     """
     with ExitStack() as stack:
         on_main_process(lambda: stack.enter_context(RunLock(cfg.OUTPUT_DIR)) and None)
@@ -42,6 +44,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=resume)
         trainer.save_config()
+        if trainer.start_iter < trainer.max_iter:
+            on_main_process(check_run, trainer.cfg, trainer.network)
         trainer.train()
         with averaged_weights(trainer.network, trainer.average):
             return _finish(

@@ -108,7 +108,7 @@ def test_foreign_files_in_the_dataset_stay(root):
     (root / "manifest.json").write_text(json.dumps(manifest))
     DatasetCatalog.get("shapes_train")
     assert (root / "images/notes.txt").read_text() == "mine" and (root / "images/train/old.png").exists()
-    assert not (root / "images/train/9999.png").exists() and len(contents(root)) == 16 + 2
+    assert not (root / "images/train/9999.png").exists() and len(contents(root)) == 16 + 1
 
 
 def test_processes_that_start_at_once_share_one_drawing(root):
