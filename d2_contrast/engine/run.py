@@ -15,11 +15,11 @@ from ..evaluation import CONFUSION_FILE, RESULTS_FILE
 from ..modeling.meta_arch import TRAINING_ONLY
 from ..visualize import write_report
 from .averaging import averaged_weights, build_average
-from .checkpoint import build_checkpointer
+from .checkpoint import build_checkpointer, own_checkpoints
 from .parallel import on_main_process
 from .preflight import check_run
 from .run_folder import METRICS, RunLock, check_free
-from .trainer import Trainer, claim_folders, save_config
+from .trainer import Trainer, claim_folders, save_config, without_download
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict:
     with ExitStack() as stack:
         on_main_process(lambda: stack.enter_context(RunLock(cfg.OUTPUT_DIR)) and None)
         on_main_process(partial(check_free, cfg.OUTPUT_DIR, resume=resume))
-        trainer = Trainer(cfg)
+        trainer = Trainer(cfg, download=not (resume and own_checkpoints(cfg.OUTPUT_DIR)))
         trainer.resume_or_load(resume=resume)
         trainer.save_config()
         if trainer.start_iter < trainer.max_iter:
@@ -61,7 +61,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict:
     Raises:
         ValueError: there are no weights to evaluate, or they are not those of a whole network.
     """
-    model = Trainer.build_model(cfg)
+    model = Trainer.build_model(without_download(cfg))
     average = build_average(cfg, model)
     checkpointer = build_checkpointer(cfg, model, average)
     path = resume and checkpointer.get_checkpoint_file() or cfg.MODEL.WEIGHTS

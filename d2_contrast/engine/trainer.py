@@ -45,11 +45,16 @@ class Trainer(DefaultTrainer):
         evaluation_folders: where they were written, by dataset; {} before.
     """
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(self, cfg: CfgNode, download: bool = True):
+        """
+        Args:
+            cfg: a config of :func:`~.setup.setup`.
+            download: let the backbone download what MODEL.BACKBONE.PRETRAINED asks for; a run that goes on needs none.
+        """
         # Not DefaultTrainer's own: it wraps models for several GPUs only, and its step has no accumulation.
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
+        model = self.build_model(cfg if download else without_download(cfg))
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         device_ids = [torch.cuda.current_device()] if cfg.MODEL.DEVICE.startswith("cuda") else None
@@ -282,6 +287,15 @@ class CheckpointHook(PeriodicCheckpointer):
         super().after_step()
         if self.keep and (self.trainer.iter + 1) % self.period == 0:
             self.checkpointer.remove_oldest(self.keep)
+
+
+def without_download(cfg: CfgNode) -> CfgNode:
+    """The config of a network that gets its weights from a checkpoint: none are downloaded for it."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.PRETRAINED = False
+    cfg.freeze()
+    return cfg
 
 
 def claim_folders(cfg: CfgNode, **origin) -> dict[str, str]:

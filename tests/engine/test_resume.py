@@ -3,11 +3,12 @@
 import logging
 
 import pytest
+import timm
 import torch
 import yaml
 
 from d2_contrast.config import load_config
-from d2_contrast.engine import Trainer
+from d2_contrast.engine import Trainer, evaluate, train
 from d2_contrast.engine.resume import config_changes, describe_changes, keep_origin
 
 EMA = ["SOLVER.EMA.ENABLED", True]
@@ -155,3 +156,24 @@ def test_changes_of_a_config():
     assert kept.MODEL.WEIGHTS == "first.pth" and kept.SOLVER.BASE_LR == 0.1 and cfg.MODEL.WEIGHTS == ""
     assert len(describe_changes(changes, 5)) == 4
     assert config_changes(cfg.dump(), cfg) == config_changes("", cfg) == config_changes("a: [", cfg) == {}
+
+
+def test_no_weights_are_downloaded_to_go_on(make_cfg, run_folder, monkeypatch):
+    """A node without network can resume and evaluate."""
+    monkeypatch.setattr("timm.create_model", _without_network(timm.create_model))
+    pretrained = [*EMA, "MODEL.BACKBONE.PRETRAINED", True, "SOLVER.MAX_ITER", 3]
+    cfg = make_cfg(*pretrained, resume=True)
+    train(cfg, resume=True)
+    assert yaml.safe_load((run_folder / "config.yaml").read_text())["MODEL"]["BACKBONE"]["PRETRAINED"] is False
+    assert evaluate(make_cfg(*pretrained, eval_only=True), resume=True)
+    with pytest.raises(RuntimeError, match="cannot be downloaded"):
+        train(make_cfg(*pretrained, "OUTPUT_DIR", run_folder / "new"))
+
+
+def _without_network(create_model):
+    def create(*args, pretrained=False, **kwargs):
+        if pretrained:
+            raise ConnectionError("no network")
+        return create_model(*args, pretrained=pretrained, **kwargs)
+
+    return create
