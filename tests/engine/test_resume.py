@@ -33,7 +33,7 @@ CHANGED = {
 
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(make_cfg, run_folder):
     for options, message in CHANGED.values():
-        trainer = Trainer(make_cfg(*EMA, *options))
+        trainer = Trainer(make_cfg(*EMA, *options, resume=True))
         before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
         with pytest.raises(ValueError, match=message) as raised:
             trainer.resume_or_load(resume=True)
@@ -60,7 +60,7 @@ def test_all_parts_are_compared(make_cfg, run_folder, damage, message):
     damage(checkpoint)
     torch.save(checkpoint, path)
     with pytest.raises(ValueError, match=message):
-        Trainer(make_cfg(*EMA)).resume_or_load(resume=True)
+        Trainer(make_cfg(*EMA, resume=True)).resume_or_load(resume=True)
 
 
 def test_fine_tuning_takes_what_fits(make_cfg, run_folder, tmp_path):
@@ -76,7 +76,7 @@ def test_fine_tuning_takes_what_fits(make_cfg, run_folder, tmp_path):
 def test_settings_of_now_count_and_the_saved_config_says_so(make_cfg, run_folder, logged):
     rates = ["SOLVER.BASE_LR", 0.5, "SOLVER.HEAD_LR_FACTOR", 10.0, "SOLVER.WEIGHT_DECAY_NORM", 0.125]
     origin = ["MODEL.WEIGHTS", "elsewhere.pth"]
-    cfg = make_cfg(*EMA, *rates, *origin, "SOLVER.MAX_ITER", 8)
+    cfg = make_cfg(*EMA, *rates, *origin, "SOLVER.MAX_ITER", 8, resume=True)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)
     trainer.save_config()
@@ -108,7 +108,7 @@ def test_settings_of_now_count_and_the_saved_config_says_so(make_cfg, run_folder
     trainer.max_iter = 3
     trainer.train()
     logging.getLogger("d2_contrast").info("-- second --")
-    again = Trainer(make_cfg(*EMA, *rates, "SOLVER.MAX_ITER", 8))
+    again = Trainer(make_cfg(*EMA, *rates, "SOLVER.MAX_ITER", 8, resume=True))
     again.resume_or_load(resume=True)
     again.save_config()
     assert "before" not in logged().partition("-- second --")[2]
@@ -121,17 +121,17 @@ def test_checkpoints_without_config_and_names(make_cfg, run_folder, logged):
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["config"], checkpoint["trainer"]["_trainer"]["parameters"]
     torch.save(checkpoint, path)
-    trainer = Trainer(make_cfg(*EMA, "SOLVER.MAX_ITER", 4, "SOLVER.BASE_LR", 0.5))
+    trainer = Trainer(make_cfg(*EMA, "SOLVER.MAX_ITER", 4, "SOLVER.BASE_LR", 0.5, resume=True))
     trainer.resume_or_load(resume=True)
     assert "SOLVER.BASE_LR: 0.002 before, 0.5 now" in logged()
     assert len(momenta(trainer)) == len(checkpoint["trainer"]["_trainer"]["optimizer"]["state"])
     for options in (["SOLVER.HEAD_LR_FACTOR", 10.0], ["SOLVER.OPTIMIZER", "SGD"]):
         with pytest.raises(ValueError, match=r"groups of \[\d+, .* there, \[.*\] here|is AdamW there, SGD here"):
-            Trainer(make_cfg(*EMA, *options)).resume_or_load(resume=True)
+            Trainer(make_cfg(*EMA, *options, resume=True)).resume_or_load(resume=True)
 
 
 def test_nothing_left_to_train(make_cfg, run_folder, logged):
-    trainer = Trainer(make_cfg(*EMA, "SOLVER.MAX_ITER", 1))
+    trainer = Trainer(make_cfg(*EMA, "SOLVER.MAX_ITER", 1, resume=True))
     trainer.resume_or_load(resume=True)
     assert "Nothing is left to train: SOLVER.MAX_ITER is 1" in logged()
     trainer.train()
