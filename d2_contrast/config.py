@@ -45,6 +45,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
             a new name, or a file is no config.
         FileNotFoundError: there is no such file, nor a config of this name.
     """
+    _check_pairs(overrides)
     cfg = default_config()
     where = config_file
     try:
@@ -54,7 +55,7 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
             cfg.merge_from_other_cfg(CN(loaded))
         where = "command line"
         cfg.merge_from_list([_new_name(key, where) if i % 2 == 0 else key for i, key in enumerate(overrides)])
-    except (KeyError, AssertionError) as error:  # yacs raises either, file or command line
+    except (KeyError, ValueError, AssertionError) as error:  # yacs raises any of them, file or command line
         message = str(error.args[0])
         if not message.startswith("Non-existent"):
             raise ValueError(f"{where}: {message}") from error
@@ -62,6 +63,18 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
         hint = f"; similar keys: {', '.join(similar)}" if similar else ""
         raise KeyError(f"{where}: {message}{hint}") from None
     return cfg
+
+
+def _check_pairs(overrides: Sequence[str]) -> None:
+    for key in overrides[::2]:
+        if key.startswith("-"):
+            raise ValueError(f"{key} stands among keys and values: options come before them")
+        if key.endswith((".yaml", ".yml")):
+            raise ValueError(f"{key} stands in the place of a key: a config is named by --config-file {key}")
+        if "=" in key:
+            raise ValueError(f"{key} is no key: keys and values are separate, as in {key.replace('=', ' ', 1)}")
+    if len(overrides) % 2:
+        raise ValueError(f"{overrides[-1]} has no value: expected keys and values in turn")
 
 
 def _new_name(key: str, where: str) -> str:
@@ -281,8 +294,16 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.HEAD_LR_FACTOR = 1.0
     # Batches of IMS_PER_BATCH images for one step of the optimizer, which is what MAX_ITER and all periods count.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Of the checkpoints of every CHECKPOINT_PERIOD iterations keep the newest so many, 2 or more; 0 keeps all. That of
+    # the end, model_final.pth, is kept besides.
+    cfg.SOLVER.MAX_TO_KEEP = 3
     # For AMP.ENABLED: "float16" (with loss scaling) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
+    # A step with a loss or gradient that is infinite or not a number: "stop" the run, or "skip" the step, which changes
+    # nothing then; so many of them in a row stop the run. What leads to a stop is written to OUTPUT_DIR, and
+    # `python -m d2_contrast.replay FILE` runs it again.
+    cfg.SOLVER.NON_FINITE = "stop"
+    cfg.SOLVER.NON_FINITE_MAX_IN_ROW = 10
     # Exponential moving average of the weights: evaluated in place of the weights, and saved beside them.
     cfg.SOLVER.EMA = CN()
     cfg.SOLVER.EMA.ENABLED = False

@@ -10,9 +10,7 @@ from argparse import Namespace
 from . import _detectron2  # noqa: F401 (a check, so it comes first)
 
 # isort: split
-from detectron2.engine import default_argument_parser
-
-from .engine import evaluate, launch, setup, train
+from .engine import evaluate, launch, parse_arguments, setup, train
 
 
 def main(args: Namespace) -> dict:
@@ -25,7 +23,7 @@ def main(args: Namespace) -> dict:
 
 def run() -> None:
     """Run :func:`main` as the command line says."""
-    launch(main, default_argument_parser().parse_args())
+    launch(main, parse_arguments())
 
 
 if __name__ == "__main__":

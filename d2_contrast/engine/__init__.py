@@ -5,8 +5,18 @@ from .checkpoint import ContrastCheckpointer
 from .launch import launch
 from .optimizer import build_optimizer
 from .run import evaluate, train
-from .setup import setup
+from .setup import parse_arguments, setup
 from .train_step import TrainStep
 from .trainer import Trainer
 
-__all__ = ["ContrastCheckpointer", "TrainStep", "Trainer", "build_optimizer", "evaluate", "launch", "setup", "train"]
+__all__ = [
+    "ContrastCheckpointer",
+    "TrainStep",
+    "Trainer",
+    "build_optimizer",
+    "evaluate",
+    "launch",
+    "parse_arguments",
+    "setup",
+    "train",
+]

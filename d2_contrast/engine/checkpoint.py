@@ -1,8 +1,10 @@
 """Saving and loading of checkpoints."""
 
 import logging
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -13,12 +15,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..modeling.weights import DERIVED, MIN_MATCHED, innermost_backbone, load_backbone, summarise_names
+from ..output import write_whole
+from .checkpoint_files import DamagedFileError, check_intact, file_kind, read_torch
+from .parallel import on_main_process
 
 # Names under which checkpoints keep their weights.
 CONTAINERS = ("model", "state_dict", "model_state")
+# Buffers that training changes; others may hold infinities, as masks do.
+RUNNING = ("running_mean", "running_var")
 
-ZIP = b"PK\x03\x04"
-LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+TAG = "last_checkpoint"
+OWN_NAME = re.compile(r"model_(\d+|final|best)\.pth")
 
 # Where projectors stood before they belonged to the contrastive branch.
 OLD_PROJECTORS = re.compile(r"^((?:module\.)*)projectors\.")
@@ -26,28 +33,165 @@ OLD_PROJECTORS = re.compile(r"^((?:module\.)*)projectors\.")
 logger = logging.getLogger(__name__)
 
 
-class ContrastCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which also takes the weights of backbones as their authors publish them.
-
-    Checkpoints of whole models, ours or Detectron2's, are loaded as Detectron2 does. In any other file it looks for the
-    weights of a backbone and loads them by :func:`~d2_contrast.modeling.weights.load_backbone`.
+class NonFiniteError(FloatingPointError):
+    """A loss, a gradient or a weight is infinite or not a number.
 
     Attributes:
-        missing: names of the model's tensors that the last file did not have.
+        ranks: of the processes whose batches are to be looked at.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", *, allow_pickle: bool = False, **checkpointables):
+    def __init__(self, message: str, ranks: Sequence[int] = ()):
+        super().__init__(message)
+        self.ranks = ranks
+
+
+class ContrastCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, made for long runs and for the weights of others.
+
+    - Files are written whole or not at all, and only with finite numbers. A file that is damaged is reported as that,
+      and the newest one before it is taken.
+    - Checkpoints of whole models, ours or Detectron2's, are loaded as Detectron2 does. In any other file it looks for
+      the weights of a backbone and loads them by :func:`~d2_contrast.modeling.weights.load_backbone`.
+
+    Attributes:
+        config: text of the config, which every checkpoint holds as "config"; "" for none.
+        missing: names of the model's tensors that the last file did not have.
+        saved_iteration: the iteration after which it last saved, -1 before.
+    """
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, allow_pickle: bool = False, config: str = "", **checkpointables
+    ):
         """
         Args:
             model: the model to load and save.
             save_dir: folder for its checkpoints.
             allow_pickle: also read files that can run code when they are read. Only for files that you trust.
+            config: text of the config.
             checkpointables: see Detectron2's DetectionCheckpointer.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.allow_pickle = allow_pickle
+        self.config = config
         self.missing: list[str] = []
+        self.saved_iteration = -1
         self._path = ""
+
+    def save(self, name: str, **extra) -> None:
+        """Write ``name``.pth, then note it as the last checkpoint; see DetectionCheckpointer.
+
+        Raises:
+            NonFiniteError: a weight, or what the optimizer keeps, is not finite; nothing is written.
+            OSError: the file cannot be written; what was there before is untouched.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update((key, part.state_dict()) for key, part in self.checkpointables.items())
+        data.update(extra)
+        if self.config:
+            data["config"] = self.config
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        if names := self._non_finite(data):
+            raise NonFiniteError(
+                f"{path} is not written: {len(names)} tensors of this run are not finite ({', '.join(names[:3])}); "
+                f"the last good checkpoint is {self.last_checkpoint() or 'none'}"
+            )
+        logger.info("Saving checkpoint to %s", path)
+        os.makedirs(self.save_dir, exist_ok=True)
+        with write_whole(path) as file:
+            torch.save(data, file)
+        self.tag_last_checkpoint(f"{name}.pth")
+        self.saved_iteration = extra.get("iteration", -1)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with write_whole(os.path.join(self.save_dir, TAG), "w") as file:
+            file.write(last_filename_basename)
+
+    def _non_finite(self, data: Mapping) -> list[str]:
+        constant = {name for name, _ in self.model.named_buffers() if not name.endswith(RUNNING)}
+        return [
+            ".".join(map(str, path))
+            for path, tensor in _tensors(data)
+            if tensor.is_floating_point()
+            and str(path[-1]).removeprefix("module.") not in constant
+            and not tensor.isfinite().all()
+        ]
+
+    def last_checkpoint(self) -> str:
+        """Path of the checkpoint that ``last_checkpoint`` names, whether or not it is there; "" for none."""
+        try:
+            name = Path(self.save_dir, TAG).read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
+        return os.path.join(self.save_dir, name) if name else ""
+
+    def load(self, path: str, *args, **kwargs) -> dict:
+        """See DetectionCheckpointer.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or does not hold weights of this model.
+        """
+        if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
+            raise FileNotFoundError(f"{path}: no such file of weights (MODEL.WEIGHTS)")
+        return super().load(path, *args, **kwargs)
+
+    def has_checkpoint(self) -> bool:
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """Path of the checkpoint to go on from, "" if there is none.
+
+        It is the one that ``last_checkpoint`` names if that can be read, otherwise, with a warning, the newest that
+        can. To be called in all processes.
+
+        Raises:
+            DamagedFileError: there are checkpoints but none can be read.
+        """
+        return on_main_process(self._find_readable)
+
+    def _find_readable(self) -> str:
+        tagged = self.last_checkpoint()
+        others = sorted(own_checkpoints(self.save_dir), key=_iteration, reverse=True)
+        problems = [] if tagged else [f"{os.path.join(self.save_dir, TAG)} is missing or empty"]
+        for path in [*filter(None, [tagged]), *(other for other in others if other != tagged)]:
+            try:
+                check_intact(path)
+            except (DamagedFileError, OSError) as error:
+                problems.append(str(error))
+                continue
+            if problems:
+                logger.warning(
+                    "%s: going on with the newest checkpoint that can be read, %s", "; ".join(problems), path
+                )
+            return path
+        if tagged or others:
+            raise DamagedFileError(
+                f"None of the checkpoints in {self.save_dir} can be read ({'; '.join(problems)}): start again with "
+                "--overwrite, which moves this folder aside, or in another OUTPUT_DIR"
+            )
+        return ""
+
+    def remove_oldest(self, keep: int) -> None:
+        """Remove the oldest checkpoints of single iterations, but for the last ``keep`` written."""
+        numbered = [path for path in own_checkpoints(self.save_dir) if re.search(r"\d", os.path.basename(path))]
+        for path in sorted(numbered, key=os.path.getmtime, reverse=True)[keep:]:
+            try:
+                os.remove(path)
+            except OSError as error:
+                logger.warning("%s: cannot remove this old checkpoint (%s)", path, error.strerror)
+
+    def read(self, path: str) -> dict:
+        """Read a checkpoint without loading anything from it; errors as of :func:`.checkpoint_files.read_torch`."""
+        return self._load_file(path)
+
+    def restore(self, checkpoint: dict) -> None:
+        """Load all parts of a checkpoint that :meth:`read` gave."""
+        self._load_model(checkpoint)
+        for key, part in self.checkpointables.items():
+            if key in checkpoint:
+                part.load_state_dict(checkpoint[key])
 
     def _load_file(self, filename: str) -> dict:
         checkpoint = self._read_file(filename)
@@ -58,27 +202,21 @@ class ContrastCheckpointer(DetectionCheckpointer):
 
     def _read_file(self, filename: str) -> dict:
         self._path = filename
+        check_intact(filename)
         kind = file_kind(filename)
         if kind == "safetensors":
-            return {"model": safetensors.torch.load_file(filename)}
+            try:
+                return {"model": safetensors.torch.load_file(filename)}
+            except safetensors.SafetensorError as error:
+                raise DamagedFileError(f"{filename} is damaged: it was cut off or altered ({error})") from error
         if kind == "torch":
-            return self._find_weights(self._read_torch(filename))
+            return self._find_weights(read_torch(filename, allow_pickle=self.allow_pickle))
         if not self.allow_pickle:
             raise ValueError(
                 f"{filename} is a pickle file (or none of those that are read here: .pth, .safetensors). Pickle files "
                 "can run any code when they are read: set MODEL.WEIGHTS_ALLOW_PICKLE True if you trust its source"
             )
         return super()._load_file(filename)
-
-    def _read_torch(self, filename: str) -> object:
-        try:
-            with open(filename, "rb") as file:  # given a name, torch goes by its ending
-                return torch.load(file, map_location="cpu", weights_only=not self.allow_pickle)
-        except Exception as error:
-            raise ValueError(
-                f"{filename} is damaged or holds more than tensors ({error}). If you trust its source, set "
-                "MODEL.WEIGHTS_ALLOW_PICKLE True"
-            ) from error
 
     def _find_weights(self, loaded: object) -> dict:
         if isinstance(loaded, Mapping):
@@ -137,15 +275,34 @@ def build_checkpointer(
     """Build what loads MODEL.WEIGHTS, and saves and loads ``model``, its average and more under OUTPUT_DIR."""
     if average is not None:
         checkpointables["average"] = average
-    allow_pickle = cfg.MODEL.WEIGHTS_ALLOW_PICKLE
-    return ContrastCheckpointer(model, cfg.OUTPUT_DIR, allow_pickle=allow_pickle, **checkpointables)
+    return ContrastCheckpointer(
+        model,
+        cfg.OUTPUT_DIR,
+        allow_pickle=cfg.MODEL.WEIGHTS_ALLOW_PICKLE,
+        config=cfg.dump(),
+        **checkpointables,
+    )
 
 
-def file_kind(filename: str) -> str:
-    """Recognise a file by its first bytes: "safetensors", "torch" or "other" (a pickle, if anything)."""
-    with open(filename, "rb") as file:
-        head = file.read(16)
-    if head.startswith((ZIP, LEGACY_TORCH)):
-        return "torch"
-    # Eight bytes with the length of the header, which is JSON.
-    return "safetensors" if head[8:9] == b"{" else "other"
+def own_checkpoints(folder: str) -> list[str]:
+    """Paths of the checkpoints that a run has written to a folder."""
+    return [str(path) for path in Path(folder).glob("model_*.pth") if OWN_NAME.fullmatch(path.name)]
+
+
+def _iteration(path: str) -> int:
+    """The iteration that a checkpoint was written after; -1 if it does not say so."""
+    if number := re.search(r"\d+", os.path.basename(path)):
+        return int(number[0])
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"])
+    except Exception:  # damaged, which is found out and said when its turn comes
+        return -1
+
+
+def _tensors(tree: Mapping, path: tuple = ()) -> Iterator[tuple[tuple, Tensor]]:
+    """The tensors in nested dicts, each with the keys that lead to it."""
+    for key, value in tree.items():
+        if isinstance(value, Tensor):
+            yield (*path, key), value
+        elif isinstance(value, Mapping):
+            yield from _tensors(value, (*path, key))

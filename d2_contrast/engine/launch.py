@@ -1,13 +1,23 @@
-"""Starting one process or several, by ourselves or under torchrun."""
+"""Starting one process or several, by ourselves or under torchrun, and ending them with an exit code."""
 
+import multiprocessing
 import os
+import signal
+import sys
 from argparse import Namespace
 from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from multiprocessing.synchronize import Lock
 
 import torch
 import torch.distributed as dist
 from detectron2.engine import launch as spawn
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
+
+from ..errors import DEBUG, in_plain_words
+from .stop import SIGNALS
 
 
 def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
@@ -17,30 +27,73 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
     started on this machine, which are one of ``args.num_machines`` equal parts of the job. Processes talk through NCCL
     where there are GPUs and through gloo where there are none.
 
+    A user's mistake ends in one sentence on stderr and the exit code 2, see :mod:`d2_contrast.errors`; a signal, after
+    a checkpoint is saved, in 128 + its number.
+
     Args:
         main: what to run; must be importable by name.
-        args: of Detectron2's ``default_argument_parser``.
+        args: of :func:`~.setup.parse_arguments`.
     """
+    if getattr(args, "debug", False):
+        os.environ[DEBUG] = "1"  # in the processes that are started, too
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         local_rank = int(os.environ["LOCAL_RANK"])
-        has_gpu = torch.cuda.is_available()
-        if has_gpu:
-            torch.cuda.set_device(local_rank)
-        dist.init_process_group("nccl" if has_gpu else "gloo")
-        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-        _work(main, args)
+        with in_plain_words(_claim_by_store):
+            has_gpu = torch.cuda.is_available()
+            if has_gpu:
+                torch.cuda.set_device(local_rank)
+            dist.init_process_group("nccl" if has_gpu else "gloo")
+            comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+            comm.synchronize()  # who fails and leaves while another still connects has that one fail obscurely, or wait
+            _run(main, args)
+    elif args.num_gpus * args.num_machines == 1:
+        with in_plain_words():
+            _run(main, args)
     else:
-        spawn(
-            _work,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args),
-        )
+        _start_processes(main, args)
 
 
-def _work(main: Callable[[Namespace], object], args: Namespace) -> None:
+def _start_processes(main: Callable[[Namespace], object], args: Namespace) -> None:
+    for number in SIGNALS:
+        signal.signal(number, _pass_on)
+    claim = multiprocessing.get_context("spawn").Lock()
+    try:
+        with in_plain_words():
+            spawn(
+                _work,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(main, args, claim),
+            )
+    except ProcessExitedException as error:
+        if error.exit_code < 0:
+            print(f"A process of this job was killed by {error.signal_name}", file=sys.stderr)
+        sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)
+
+
+def _pass_on(number: int, _frame) -> None:
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, number)
+
+
+def _work(main: Callable[[Namespace], object], args: Namespace, claim: Lock) -> None:
+    with in_plain_words(partial(claim.acquire, block=False)):
+        _run(main, args)
+
+
+def _claim_by_store() -> bool:
+    """Whether this process is the first on its machine that asks torchrun's store; True if there is none."""
+    key = f"d2_contrast/error/{os.environ.get('GROUP_RANK')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
+    try:
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=10)).add(key, 1) == 1
+    except Exception:  # it has gone with the process that had it
+        return True
+
+
+def _run(main: Callable[[Namespace], object], args: Namespace) -> None:
     try:
         main(args)
         comm.synchronize()  # who leaves while another still talks breaks its connection

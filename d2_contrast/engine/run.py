@@ -2,18 +2,24 @@
 
 import logging
 import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from ..evaluation import CONFUSION_FILE
+from ..evaluation import CONFUSION_FILE, RESULTS_FILE
 from ..extras import MissingExtraError
 from ..modeling.meta_arch import TRAINING_ONLY
 from .averaging import averaged_weights, build_average
-from .checkpoint import build_checkpointer
-from .trainer import Trainer
+from .checkpoint import build_checkpointer, own_checkpoints
+from .parallel import on_main_process
+from .preflight import check_run
+from .run_folder import METRICS, RunLock, check_free
+from .trainer import Trainer, claim_folders, save_config, without_download
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +33,24 @@ def train(cfg: CfgNode, resume: bool = False) -> dict:
 
     Returns:
         The results of the final evaluation, on the main process; {} elsewhere.
+
+    Raises:
+        FolderInUseError: a run is going on in OUTPUT_DIR, or has been there and is not resumed.
+        OSError, ValueError, RuntimeError: before training starts, something is wrong with the config or a dataset.
     """
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    with averaged_weights(trainer.network, trainer.average):
-        return _finish(cfg, trainer.network, trainer.last_results)
+    with ExitStack() as stack:
+        on_main_process(lambda: stack.enter_context(RunLock(cfg.OUTPUT_DIR)) and None)
+        on_main_process(partial(check_free, cfg.OUTPUT_DIR, resume=resume))
+        trainer = Trainer(cfg, download=not (resume and own_checkpoints(cfg.OUTPUT_DIR)))
+        trainer.resume_or_load(resume=resume)
+        trainer.save_config()
+        if trainer.start_iter < trainer.max_iter:
+            on_main_process(check_run, trainer.cfg, trainer.network)
+        trainer.train()
+        with averaged_weights(trainer.network, trainer.average):
+            return _finish(
+                trainer.cfg, trainer.network, trainer.last_results, trainer.evaluation_folders, cfg.OUTPUT_DIR
+            )
 
 
 def evaluate(cfg: CfgNode, resume: bool = False) -> dict:
@@ -43,49 +61,58 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict:
     Raises:
         ValueError: there are no weights to evaluate, or they are not those of a whole network.
     """
-    model = Trainer.build_model(cfg)
+    model = Trainer.build_model(without_download(cfg))
     average = build_average(cfg, model)
     checkpointer = build_checkpointer(cfg, model, average)
-    path = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
+    path = resume and checkpointer.get_checkpoint_file() or cfg.MODEL.WEIGHTS
     if not path:
         raise ValueError(
             "--eval-only needs weights: name a checkpoint by MODEL.WEIGHTS, or give --resume for the last one in "
             f"OUTPUT_DIR ({cfg.OUTPUT_DIR})"
         )
-    checkpointer.load(path)
+    checkpoint = checkpointer.load(path, checkpointables=[])
     if missing := [name for name in checkpointer.missing if not name.startswith(TRAINING_ONLY)]:
         raise ValueError(
             f"{path} holds no weights for {len(missing)} tensors of this network ({missing[0]}, ...), which would be "
             "evaluated with random ones: --eval-only needs a checkpoint of the whole network"
         )
-    if average is not None and not average.n_averaged:
+    if average is not None and "average" in checkpoint:
+        average.load_state_dict(checkpoint["average"], strict=False)  # what is for training may be missing here, too
+    elif average is not None:
         logger.warning("SOLVER.EMA.ENABLED is set but %s holds no average: evaluating its weights themselves", path)
+    folders = claim_folders(cfg, weights=path, iteration=checkpoint.get("iteration"))
+    evaluators = [Trainer.build_evaluator(cfg, name, folder) for name, folder in folders.items()]
     with averaged_weights(model, average):
-        return _finish(cfg, model, Trainer.test(cfg, model))
+        results = Trainer.test(cfg, model, evaluators)
+        for folder in folders.values():
+            save_config(cfg, folder)
+        # Beside the results, since those of training are in OUTPUT_DIR.
+        return _finish(cfg, model, results, folders, next(iter(folders.values()), cfg.OUTPUT_DIR))
 
 
-def _finish(cfg: CfgNode, model: nn.Module, results: dict) -> dict:
+def _finish(cfg: CfgNode, model: nn.Module, results: dict, folders: Mapping[str, str], picture_folder: str) -> dict:
     """Draw the pictures and say, last, what came out and which files to open."""
     if not comm.is_main_process():
         return {}
     confusion = None
-    if cfg.DATASETS.TEST:
-        path = os.path.join(cfg.OUTPUT_DIR, "inference", cfg.DATASETS.TEST[0], CONFUSION_FILE)
+    if folders:
+        path = os.path.join(folders[cfg.DATASETS.TEST[0]], CONFUSION_FILE)
         if os.path.isfile(path):
             with np.load(path) as saved:
                 confusion = saved["confusion"]
     try:
         from ..visualize import write_report
 
-        pictures = write_report(cfg, model, confusion)
+        files = write_report(cfg, model, confusion, picture_folder)
     except MissingExtraError as error:
         logger.warning("No pictures are drawn: %s", error)
-        pictures = []
+        files = []
     by_dataset = results if len(cfg.DATASETS.TEST) > 1 else dict.fromkeys(cfg.DATASETS.TEST, results)
     for name, result in by_dataset.items():
         means = {k: v for k, v in result.get("sem_seg", {}).items() if k.startswith("mIoU")}
         if means:
             logger.info("%s: %s", name, ", ".join(f"{k} {v:.2f} %" for k, v in means.items()))
-    files = [*pictures, os.path.join(cfg.OUTPUT_DIR, "metrics.json")]
+    files += [os.path.join(folder, RESULTS_FILE) for folder in folders.values()]
+    files.append(os.path.join(picture_folder, METRICS))
     logger.info("To look at:\n%s", "\n".join(f"  {path}" for path in files if os.path.isfile(path)))
     return results

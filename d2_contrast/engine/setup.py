@@ -2,42 +2,80 @@
 
 import logging
 import os
+import sys
 from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_setup
+from detectron2.engine import default_argument_parser
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from .. import modeling  # noqa: F401  (registers the parts of networks)
 from ..config import load_config
 from ..config_files import find_config
 from ..data import check_metadata, check_same_classes, get_ignore_label, register_folders
+from ..errors import DEBUG, EXIT_CODE
+from .parallel import on_main_process
+from .run_folder import prepare_folder
 
 logger = logging.getLogger(__name__)
 
 
-def setup(args: Namespace) -> CfgNode:
-    """Read and check the config that ``args`` describes; start logging; save the config to its OUTPUT_DIR.
+def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
+    """Parse the command line: Detectron2's ``default_argument_parser`` with this project's options.
 
     Args:
-        args: of Detectron2's ``default_argument_parser``.
+        arguments: those of the process by default. Without any the help is shown, and the process ends.
+    """
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start anew in an OUTPUT_DIR that holds a run, which is moved aside"
+    )
+    parser.add_argument("--debug", action="store_true", help=f"show tracebacks of errors, as {DEBUG}=1 does")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        parser.print_help(sys.stderr)
+        sys.exit(EXIT_CODE)
+    return parser.parse_args(arguments)
+
+
+def setup(args: Namespace) -> CfgNode:
+    """Read and check the config that ``args`` describes; see to it that its OUTPUT_DIR is free for a run and start
+    logging there; seed random numbers.
+
+    Detectron2's ``default_setup``, but for the config: who uses it writes it, since a run that goes on may change it.
+
+    Args:
+        args: of :func:`parse_arguments`, or of Detectron2's ``default_argument_parser``.
 
     Raises:
+        FolderInUseError: a run is going on in OUTPUT_DIR, or has been there and is neither resumed nor overwritten.
         KeyError, ValueError: the config has an unknown key, or a value that does not fit the datasets.
     """
     if args.config_file:
-        args.config_file = find_config(args.config_file)  # default_setup opens it, too
+        args.config_file = find_config(args.config_file)
     cfg = load_config(args.config_file, args.opts)
     wanted = cfg.MODEL.DEVICE
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     register_folders(cfg.DATASETS.FOLDERS)
-    check_datasets(cfg)
+    check_names(cfg)
+    check_datasets(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     cfg.freeze()
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_contrast")
+    moved = "" if args.eval_only else _prepare_folder(cfg, args)
+    _start_logging(cfg, args)
+    if moved:
+        logger.warning("The run that was in %s is now in %s", cfg.OUTPUT_DIR, moved)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.MODEL.DEVICE != wanted:
         logger.warning("MODEL.DEVICE is %r but this machine has no GPU that torch can use: running on cpu", wanted)
     if cfg.MODEL.DEVICE == "cpu" and comm.get_local_size() > 1 and "OMP_NUM_THREADS" not in os.environ:
@@ -46,16 +84,66 @@ def setup(args: Namespace) -> CfgNode:
     return cfg
 
 
-def check_datasets(cfg: CfgNode) -> None:
+def _prepare_folder(cfg: CfgNode, args: Namespace) -> str:
+    resume, overwrite = getattr(args, "resume", False), getattr(args, "overwrite", False)
+    if resume and overwrite:
+        raise ValueError("--resume goes on with the run in OUTPUT_DIR, --overwrite moves it aside: give one of them")
+    folder, weights = os.path.realpath(cfg.OUTPUT_DIR), os.path.realpath(cfg.MODEL.WEIGHTS)
+    if overwrite and cfg.MODEL.WEIGHTS and os.path.commonpath([folder, weights]) == folder:
+        raise ValueError(
+            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} lies in OUTPUT_DIR {cfg.OUTPUT_DIR}, which --overwrite moves aside: "
+            "name another OUTPUT_DIR"
+        )
+    return on_main_process(partial(prepare_folder, cfg.OUTPUT_DIR, resume=resume, overwrite=overwrite))
+
+
+def _start_logging(cfg: CfgNode, args: Namespace) -> None:
+    if comm.is_main_process():
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    for name in ("fvcore", "detectron2", "d2_contrast"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+    logger.info("Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size())
+    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Command line: %s", args)
+    logger.info("Config:\n%s", cfg.dump())
+
+
+def check_names(cfg: CfgNode) -> None:
+    """Check that the parts of the network are registered.
+
+    Raises:
+        KeyError: one is not.
+    """
+    model = cfg.MODEL
+    for key, name, registry in (
+        ("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY),
+        ("MODEL.UPER.BOTTOM_UP", model.UPER.BOTTOM_UP, BACKBONE_REGISTRY),
+        ("MODEL.SEM_SEG_HEAD.NAME", model.SEM_SEG_HEAD.NAME, SEM_SEG_HEADS_REGISTRY),
+        ("MODEL.AUX_HEAD.NAME", model.AUX_HEAD.NAME, SEM_SEG_HEADS_REGISTRY),
+    ):
+        if name and name not in registry:
+            known = ", ".join(sorted(known for known, _ in registry))
+            raise KeyError(f"{key}: {name!r} is not registered; those that are: {known}")
+
+
+def check_datasets(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> None:
     """Check that the datasets exist, that what describes them makes sense, and that the network fits them all.
+
+    Args:
+        cfg: the config.
+        splits: those that are used; the first must not be empty.
 
     Raises:
         KeyError: a dataset is not registered.
-        ValueError: the metadata of a dataset makes no sense, or it differs from the network in the number of classes
-            or in the ignore label, or from another dataset in the names or the order of the classes.
+        ValueError: there is none, the metadata of one makes no sense, or one differs from the network in the number of
+            classes or in the ignore label, or from another in the names or the order of the classes.
     """
     head = cfg.MODEL.SEM_SEG_HEAD
-    for key, names in (("DATASETS.TRAIN", cfg.DATASETS.TRAIN), ("DATASETS.TEST", cfg.DATASETS.TEST)):
+    if not cfg.DATASETS[splits[0]]:
+        raise ValueError(f"DATASETS.{splits[0]} is empty: name a dataset, or a config that does by --config-file")
+    for split in splits:
+        key, names = f"DATASETS.{split}", cfg.DATASETS[split]
         if isinstance(names, str):
             raise ValueError(f"{key} is the text {names!r}: expected a list, such as \"('{names}',)\"")
         for name in names:
@@ -76,7 +164,7 @@ def check_datasets(cfg: CfgNode) -> None:
                     f"{key}: dataset {name!r} has the ignore label {ignore_label} but "
                     f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {head.IGNORE_VALUE}: set it to {ignore_label}"
                 )
-    check_same_classes([MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)])
+    check_same_classes([MetadataCatalog.get(name) for split in splits for name in cfg.DATASETS[split]])
 
 
 def _metadata(name: str) -> dict:

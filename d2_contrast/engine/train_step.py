@@ -1,26 +1,77 @@
-"""One optimisation step: accumulation of gradients, mixed precision."""
+"""One optimisation step: accumulation of gradients, mixed precision, numbers that are not finite."""
 
+import logging
+import math
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from .checkpoint import NonFiniteError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NonFinitePolicy:
+    """What to do about a step with a loss or a gradient that is infinite or not a number.
+
+    Args:
+        action: "stop" at the first, or "skip" the step: weights, running statistics and moments stay as they were.
+        max_in_row: so many of them one after the other stop the run all the same.
+
+    Raises:
+        ValueError: one of the two is out of range.
+    """
+
+    action: str = "stop"
+    max_in_row: int = 10
+
+    def __post_init__(self):
+        if self.action not in ("stop", "skip"):
+            raise ValueError(f'SOLVER.NON_FINITE is {self.action!r}: expected "stop" or "skip"')
+        if self.max_in_row < 1:
+            raise ValueError(f"SOLVER.NON_FINITE_MAX_IN_ROW is {self.max_in_row}: expected 1 or more")
 
 
 class TrainStep(SimpleTrainer):
-    """SimpleTrainer with gradients averaged over several batches and mixed precision on any device."""
+    """SimpleTrainer with gradients averaged over several batches, mixed precision on any device, and a look at losses
+    and gradients before they reach the weights.
 
-    def __init__(self, model, data_loader, optimizer, *, accumulation_steps: int = 1, amp_dtype: str | None = None):
+    Attributes:
+        batches: those of the step that is under way, or was last.
+        random_state: of the generators of torch when that step began, see :func:`random_state`.
+        skipped: how many steps were skipped because something was not finite.
+    """
+
+    def __init__(
+        self,
+        model,
+        data_loader,
+        optimizer,
+        *,
+        accumulation_steps: int = 1,
+        amp_dtype: str | None = None,
+        non_finite: NonFinitePolicy | None = None,
+    ):
         """
         Args:
             model, data_loader, optimizer: see SimpleTrainer.
             accumulation_steps: batches for one step of the optimizer.
             amp_dtype: "float16" or "bfloat16" for mixed precision; None for full precision.
+            non_finite: what to do where numbers are not finite; None stops.
 
         Raises:
-            ValueError: one of the two is out of range.
+            ValueError: an option is out of range.
         """
         super().__init__(model, data_loader, optimizer)
         if accumulation_steps < 1:
@@ -29,19 +80,33 @@ class TrainStep(SimpleTrainer):
             raise ValueError(f'SOLVER.AMP.DTYPE is {amp_dtype!r}: expected "float16" or "bfloat16"')
         self.accumulation_steps = accumulation_steps
         self.amp_dtype = amp_dtype and getattr(torch, amp_dtype)
+        self.non_finite = non_finite or NonFinitePolicy()
         self.device_type = next(model.parameters()).device.type
         # Gradients of half precision underflow; those of bfloat16 do not.
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == "float16")
+        self.is_updating = False  # weights are changed in part
+        self.batches: list = []
+        self.random_state: dict[str, torch.Tensor] = {}
+        self.skipped = self._skipped_in_row = 0
 
     def run_step(self) -> None:
-        """Take ``accumulation_steps`` batches and step the optimizer once; write the mean of each loss."""
+        """Take ``accumulation_steps`` batches and step the optimizer once; write the mean of each loss.
+
+        Raises:
+            NonFiniteError: a loss or a gradient is not finite, in any process; weights are as before. All processes
+                raise it. What steps are skipped instead, ``non_finite`` says.
+        """
+        statistics = self._running_statistics() if self.non_finite.action == "skip" else None
+        self.batches, data_time = [], 0.0
         self.optimizer.zero_grad()
-        data_time = 0.0
         means: dict[str, torch.Tensor] = defaultdict(float)
         for i in range(self.accumulation_steps):
             start = time.perf_counter()
             data = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
+            if not self.batches:
+                self.random_state = random_state(self.device_type)
+            self.batches.append(data)
             is_last = i == self.accumulation_steps - 1
             # Processes need to agree on the sum of gradients only.
             local = isinstance(self.model, DistributedDataParallel) and not is_last
@@ -52,16 +117,127 @@ class TrainStep(SimpleTrainer):
                 self.grad_scaler.scale(loss).backward()
             for name, value in losses.items():
                 means[name] += value.detach() / self.accumulation_steps
-        # Raises if a loss is not finite, before that reaches the weights.
-        SimpleTrainer.write_metrics(means, data_time, self.iter)
+        reports = comm.all_gather(self._report({name: float(value) for name, value in means.items()}, data_time))
+        problem, ranks = find_problem(reports)
+        if problem:
+            self._skip_or_stop(problem, ranks, statistics)
+            return
+        self._skipped_in_row = 0
+        self._write(reports)
         self.grad_scaler.unscale_(self.optimizer)  # before the optimizer clips them
+        self.is_updating = True
         self.grad_scaler.step(self.optimizer)
+        self.is_updating = False
         self.grad_scaler.update()
 
+    def infinite_gradients(self) -> list[str]:
+        """Names of the parameters whose gradient is not finite.
+
+        None in float16: there they are usual, have the scale of losses lowered and the step left out.
+        """
+        if self.grad_scaler.is_enabled():
+            return []
+        gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+        # A sum is not finite if a summand is not, or if it overflows; it is a tenth of the work of looking at each.
+        sums = torch.stack([gradient.sum() for gradient in gradients.values()] or [torch.zeros(())])
+        if sums.isfinite().all():  # waits for the device once
+            return []
+        return [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+
+    def _report(self, losses: dict[str, float], data_time: float) -> dict:
+        """What a process tells the others about its part of the step."""
+        report = {"losses": losses, "data_time": data_time, "gradients": self.infinite_gradients()}
+        if report["gradients"] or not all(map(math.isfinite, losses.values())):
+            report["files"] = batch_files(self.batches)
+        return report
+
+    def _skip_or_stop(self, problem: str, ranks: list[int], statistics: dict[str, torch.Tensor] | None) -> None:
+        self._skipped_in_row += 1
+        sentence = f"Not finite in iteration {self.iter}: {problem}"
+        if statistics is None:
+            raise NonFiniteError(sentence, ranks)
+        for name, value in self._running_statistics(copy=False).items():
+            value.copy_(statistics[name])
+        if self._skipped_in_row >= self.non_finite.max_in_row:
+            raise NonFiniteError(f"{sentence}; so it was in {self._skipped_in_row} steps in a row", ranks)
+        self.skipped += 1
+        logger.warning("%s. The step is skipped, %d so far", sentence, self.skipped)
+        get_event_storage().put_scalar("skipped_steps", self.skipped, smoothing_hint=False)
+
+    def _running_statistics(self, copy: bool = True) -> dict[str, torch.Tensor]:
+        return {name: value.clone() if copy else value for name, value in self.model.named_buffers()}
+
+    def _write(self, reports: list[dict]) -> None:
+        """Log the means over all processes, and the time that the slowest waited for its data."""
+        if not comm.is_main_process():
+            return
+        storage = get_event_storage()
+        storage.put_scalar("data_time", max(report["data_time"] for report in reports))
+        losses = [report["losses"] for report in reports]
+        means = {name: sum(part[name] for part in losses) / len(losses) for name in losses[0]}
+        storage.put_scalars(total_loss=sum(means.values()), **means)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that the optimizer steps, named as in a single process."""
+        stepped = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
+        for name, parameter in getattr(self.model, "module", self.model).named_parameters():
+            if parameter in stepped:
+                yield name, parameter
+
+    def parameter_names(self) -> list[list[str]]:
+        """The names of the parameters in each group of the optimizer."""
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        return [[names[parameter] for parameter in group["params"]] for group in self.optimizer.param_groups]
+
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        state = {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        return {**state, "parameters": self.parameter_names()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)
+        """Load what the optimizer keeps of each parameter, by its name; its hyperparameters stay as they were built."""
+        ours = self.optimizer.state_dict()
+        theirs = state_dict["optimizer"]["state"]
+        # Older checkpoints have no names: their order was this one.
+        indices = {name: i for i, name in enumerate(chain(*state_dict.get("parameters", self.parameter_names())))}
+        found = {i: theirs.get(indices[name]) for i, name in enumerate(chain(*self.parameter_names()))}
+        ours["state"] = {i: state for i, state in found.items() if state is not None}
+        super().load_state_dict({**state_dict, "optimizer": ours})
         if state_dict["grad_scaler"]:  # empty if the run did not scale its loss so far
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def find_problem(reports: list[dict]) -> tuple[str, list[int]]:
+    """Say what is not finite in a step, "" if all is, and in which processes.
+
+    Args:
+        reports: of the processes, by rank.
+    """
+
+    def is_bad(report: dict) -> bool:
+        return not all(map(math.isfinite, report["losses"].values()))
+
+    # Gradients are summed over the processes: if all losses are finite, any of them may be the cause.
+    ranks = [rank for rank, report in enumerate(reports) if is_bad(report)]
+    ranks = ranks or [rank for rank, report in enumerate(reports) if report["gradients"]]
+    if not ranks:
+        return "", []
+    first = reports[ranks[0]]
+    what = [f"{name} {value}" for name, value in first["losses"].items() if not math.isfinite(value)]
+    what = what or [f"gradient of {name}" for name in first["gradients"]]
+    where = f" in process {', '.join(map(str, ranks))} of {len(reports)}" if len(reports) > 1 else ""
+    files = ", ".join(chain(*(reports[rank]["files"] for rank in ranks))) or "a batch without files"
+    return f"{', '.join(what[:4])}{', ...' if len(what) > 4 else ''}{where}, from {files}", ranks
+
+
+def random_state(device_type: str) -> dict[str, torch.Tensor]:
+    """The state of torch's generators that a step draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device_type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def batch_files(batches: Iterable) -> list[str]:
+    """The image files of batches, as far as these say which they are."""
+    samples = [sample for batch in batches for sample in batch if isinstance(sample, Mapping)]
+    return [str(sample["file_name"]) for sample in samples if "file_name" in sample]

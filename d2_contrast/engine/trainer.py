@@ -1,24 +1,39 @@
 """The trainer: Detectron2's, with this project's data, optimizer, schedule, step and evaluation."""
 
+import logging
+import os
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
-from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.engine.hooks import EvalHook, LRScheduler, PeriodicCheckpointer, PeriodicWriter
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter, TensorboardXWriter
 from torch import nn
 
 from ..data import build_test_loader, build_train_loader
-from ..evaluation import build_evaluator, build_inference_model
+from ..evaluation import build_evaluator, build_inference_model, claim_evaluation_folder
+from ..output import write_whole
 from .averaging import UpdateAverage, averaged_weights, build_average
-from .checkpoint import build_checkpointer
+from .checkpoint import ContrastCheckpointer, NonFiniteError, build_checkpointer
 from .data_parallel import share_among_processes
+from .metrics_writer import MetricsWriter
 from .optimizer import build_optimizer
-from .train_step import TrainStep
+from .parallel import on_main_process
+from .resume import check_resumable, config_changes, describe_changes, keep_origin
+from .run_folder import METRICS
+from .step_dump import dump_path, save_step
+from .stop import StopEvaluation, StoppableEvaluator, Stopped, StopRequests
+from .train_step import NonFinitePolicy, TrainStep
+
+CONFIG_FILE = "config.yaml"
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
@@ -28,13 +43,19 @@ class Trainer(DefaultTrainer):
         network: the segmentor, not wrapped for several processes.
         average: the moving average of its weights, or None.
         last_results: results of the last evaluation, on the main process; {} before it and elsewhere.
+        evaluation_folders: where they were written, by dataset; {} before.
     """
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(self, cfg: CfgNode, download: bool = True):
+        """
+        Args:
+            cfg: a config of :func:`~.setup.setup`.
+            download: let the backbone download what MODEL.BACKBONE.PRETRAINED asks for; a run that goes on needs none.
+        """
         # Not DefaultTrainer's own: it wraps models for several GPUs only, and its step has no accumulation.
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
+        model = self.build_model(cfg if download else without_download(cfg))
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = share_among_processes(cfg, model)
@@ -44,6 +65,7 @@ class Trainer(DefaultTrainer):
             optimizer,
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
+            non_finite=NonFinitePolicy(cfg.SOLVER.NON_FINITE, cfg.SOLVER.NON_FINITE_MAX_IN_ROW),
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # Unwrapped, so that the average and its checkpoint have the names of a single process.
@@ -51,30 +73,175 @@ class Trainer(DefaultTrainer):
         self.average = build_average(cfg, self.network)
         self.checkpointer = build_checkpointer(cfg, model, self.average, trainer=weakref.proxy(self))
         self.last_results: dict = {}
+        self.evaluation_folders: dict[str, str] = {}
+        self.stop = StopRequests()
+        self._config_comments: list[str] = []
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """See DefaultTrainer. A poly schedule ends at MAX_ITER, even if the run to resume had another."""
-        super().resume_or_load(resume)
-        if hasattr(self.scheduler, "max_iters"):
-            self.scheduler.max_iters = self.max_iter
+        """Go on from the last checkpoint in OUTPUT_DIR if ``resume`` is set and there is one, else load MODEL.WEIGHTS.
+
+        Weights, average, scaler, what the optimizer keeps, and the iteration come from the checkpoint; learning rates
+        and all other settings from the config. Settings that differ from those of the checkpoint's run are logged.
+
+        Raises:
+            ValueError: the checkpoint does not fit this config; nothing of it is loaded.
+        """
+        path = self.checkpointer.get_checkpoint_file() if resume else ""
+        if not path:
+            if resume:
+                logger.warning("There is no checkpoint in %s to go on from: starting anew", self.cfg.OUTPUT_DIR)
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            return
+        checkpoint = self.checkpointer.read(path)
+        earlier = _read_text(os.path.join(self.cfg.OUTPUT_DIR, CONFIG_FILE))
+        changes = config_changes(checkpoint.get("config", earlier), self.cfg)
+        check_resumable(checkpoint, path, self.network, self._trainer, self.average, changes)
+        self.checkpointer.restore(checkpoint)
+        self.start_iter = self.iter + 1
+        logger.info("Going on from %s at iteration %d of %d", path, self.start_iter, self.max_iter)
+        if self.start_iter >= self.max_iter:
+            logger.warning("Nothing is left to train: SOLVER.MAX_ITER is %d", self.max_iter)
+
+        self.cfg = keep_origin(self.cfg, changes)
+        self.checkpointer.config = self.cfg.dump()
+        self._config_comments = [line for line in earlier.splitlines() if line.startswith("#")]
+        if changes:
+            lines = describe_changes(changes, self.start_iter)
+            logger.warning("Settings that differ from those that %s was written with:\n  %s", path, "\n  ".join(lines))
+            self._config_comments += [f"# Resumed at iteration {self.start_iter} with other settings:"]
+            self._config_comments += [f"#   {line}" for line in lines]
+
+    def save_config(self) -> None:
+        """Write the config to OUTPUT_DIR, with comments on what changed when the run was resumed."""
+        save_config(self.cfg, self.cfg.OUTPUT_DIR, self._config_comments)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Load the iteration and the state of the step; learning rates follow from the iteration and the config."""
+        hooks = {name: state for name, state in state_dict.get("hooks", {}).items() if name != LRScheduler.__name__}
+        super().load_state_dict({**state_dict, "hooks": hooks})
+        # Detectron2's schedules are functions of the iteration. They end at MAX_ITER, which the run may have passed.
+        self.scheduler.load_state_dict({"last_epoch": min(self.iter + 1, self.max_iter)})
+        rates = self.scheduler.get_lr()
+        self.scheduler.load_state_dict({"_last_lr": rates})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def train(self) -> dict:
+        """Train and evaluate; see DefaultTrainer.
+
+        A signal to end (SIGTERM, Ctrl-C), and whatever else ends the run early, has it save a checkpoint first.
+
+        Returns:
+            ``last_results``.
+
+        Raises:
+            Stopped: a signal ended the run.
+        """
+        with EventStorage(self.start_iter) as self.storage, self.stop:
+            self.iter = self.start_iter
+            try:
+                self.before_train()
+                for iteration in range(self.start_iter, self.max_iter):
+                    self.iter = iteration
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    self.stop.check()
+                self.iter = self.max_iter
+                self.after_train()
+            except BaseException as error:
+                self._end_early(error)
+                raise
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, self.last_results)
+        return self.last_results
+
+    def run_step(self) -> None:
+        """See DefaultTrainer. Where numbers that are not finite stop the run, the step is written to OUTPUT_DIR.
+
+        Raises:
+            NonFiniteError: see TrainStep; the message also names the last checkpoint and what was written.
+        """
+        try:
+            super().run_step()
+        except NonFiniteError as error:
+            rank = comm.get_rank()
+            if rank in error.ranks:
+                try:
+                    save_step(dump_path(self.cfg.OUTPUT_DIR, self.iter, rank), self.cfg, self._trainer, str(error))
+                except OSError as failure:
+                    logger.warning("The step is not written: %s", failure)
+            raise NonFiniteError(
+                f"{error}. The last good checkpoint is {self.checkpointer.last_checkpoint() or 'none'}. To run this "
+                f"step again: python -m d2_contrast.replay {dump_path(self.cfg.OUTPUT_DIR, self.iter, error.ranks[0])}"
+            ) from error
+
+    def _end_early(self, error: BaseException) -> None:
+        self.stop.answer()
+        if comm.is_main_process():
+            logger.warning("This run ends early. %s", self._rescue(error))
+            for hook in self._hooks:
+                if isinstance(hook, PeriodicWriter):
+                    with suppress(Exception):  # whatever is wrong with the disk or the run, it has been said
+                        hook.after_train()
+        if isinstance(error, Stopped):
+            comm.synchronize()  # a process that ends before the checkpoint is written may have the others killed
+        elif self.stop.received:  # workers of the data loader have got the signal, too, or another process of the job
+            raise Stopped(128 + self.stop.received) from error
+
+    def _rescue(self, error: BaseException) -> str:
+        """Save the iterations that are complete, if that is possible, and say what there is to go on from."""
+        done = self.scheduler.last_epoch - 1
+        last = f"the last checkpoint is {self.checkpointer.last_checkpoint() or 'none'}"
+        if isinstance(error, NonFiniteError):
+            return f"Nothing is saved, since not all numbers are finite; {last}"
+        if self._trainer.is_updating:
+            return f"Nothing is saved, since weights are updated in part; {last}"
+        if done < self.start_iter or done == self.checkpointer.saved_iteration:
+            return f"Nothing was trained since; {last}"
+        self.iter = done
+        try:
+            self.checkpointer.save(f"model_{done:07d}", iteration=done)
+        except Exception as failure:
+            return f"Nothing is saved ({failure}); {last}"
+        return f"{self.checkpointer.last_checkpoint()} is saved: go on with --resume"
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks; the average is updated before any of them can save or evaluate it."""
-        hooks = [
-            EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate) if isinstance(hook, EvalHook) else hook
-            for hook in super().build_hooks()
-        ]
+        hooks = [self._our_hook(hook) for hook in super().build_hooks()]
         if self.average is not None:
             hooks.insert(0, UpdateAverage(self.average, self.network))
         return hooks
 
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's writers, but for metrics.json."""
+        path = os.path.join(self.cfg.OUTPUT_DIR, METRICS)
+        os.makedirs(self.cfg.OUTPUT_DIR, exist_ok=True)
+        return [CommonMetricPrinter(self.max_iter), MetricsWriter(path), TensorboardXWriter(self.cfg.OUTPUT_DIR)]
+
+    def _our_hook(self, hook: HookBase | None) -> HookBase | None:
+        if isinstance(hook, EvalHook):
+            return EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
+        if isinstance(hook, PeriodicCheckpointer):
+            return CheckpointHook(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.MAX_TO_KEEP)
+        return hook
+
     def _evaluate(self) -> dict:
-        with averaged_weights(self.network, self.average):
-            self.last_results = self.test(self.cfg, self.model) or {}
+        done = self.scheduler.last_epoch - 1  # as checkpoints count
+        self.evaluation_folders = claim_folders(self.cfg, iteration=done)
+        evaluators = [
+            StoppableEvaluator(self.build_evaluator(self.cfg, name, folder), self.stop)
+            for name, folder in self.evaluation_folders.items()
+        ]
+        try:
+            with averaged_weights(self.network, self.average):
+                self.last_results = self.test(self.cfg, self.model, evaluators) or {}
+        except StopEvaluation:
+            self.stop.check()
         return self.last_results
 
     @classmethod
@@ -99,5 +266,56 @@ class Trainer(DefaultTrainer):
         return super().test(cfg, build_inference_model(cfg, model), evaluators)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name)
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+
+class CheckpointHook(PeriodicCheckpointer):
+    """Save every ``period`` iterations and at the end; of the former keep the newest ``max_to_keep``, 0 for all.
+
+    Raises:
+        ValueError: ``max_to_keep`` is 1, which leaves nothing where that one is damaged, or negative.
+    """
+
+    def __init__(self, checkpointer: ContrastCheckpointer, period: int, max_to_keep: int):
+        if max_to_keep < 0 or max_to_keep == 1:
+            raise ValueError(f"SOLVER.MAX_TO_KEEP is {max_to_keep}: expected 2 or more checkpoints, or 0 to keep all")
+        super().__init__(checkpointer, period)
+        self.keep = max_to_keep
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self.keep and (self.trainer.iter + 1) % self.period == 0:
+            self.checkpointer.remove_oldest(self.keep)
+
+
+def without_download(cfg: CfgNode) -> CfgNode:
+    """The config of a network that gets its weights from a checkpoint: none are downloaded for it."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.PRETRAINED = False
+    cfg.freeze()
+    return cfg
+
+
+def claim_folders(cfg: CfgNode, **origin) -> dict[str, str]:
+    """A folder for the results on each of DATASETS.TEST; ``origin`` as of ``claim_evaluation_folder``."""
+    names = cfg.DATASETS.TEST
+    return on_main_process(lambda: {name: claim_evaluation_folder(cfg, name, **origin) for name in names})
+
+
+def save_config(cfg: CfgNode, folder: str, comments: Sequence[str] = ()) -> None:
+    """Write a config to ``config.yaml`` in a folder, below some lines of comment; in the main process alone."""
+    if comm.is_main_process():
+        os.makedirs(folder, exist_ok=True)
+        with write_whole(os.path.join(folder, CONFIG_FILE), "w") as file:
+            file.write("\n".join([*comments, cfg.dump()]))
+
+
+def _read_text(path: str) -> str:
+    """The content of a text file, "" if there is none."""
+    try:
+        with open(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""

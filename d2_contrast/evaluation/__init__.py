@@ -3,7 +3,8 @@
 from .. import _detectron2  # noqa: F401 (a check, so it comes first)
 from .build import EVALUATOR_REGISTRY, build_evaluator
 from .cityscapes import CityscapesEvaluator
-from .confusion_evaluator import CONFUSION_FILE, ConfusionEvaluator
+from .confusion_evaluator import CONFUSION_FILE, RESULTS_FILE, ConfusionEvaluator
+from .folders import claim_evaluation_folder, evaluation_folder
 from .inference import MultiViewInference, build_inference_model
 from .metrics import count_confusion, summarize_confusion
 from .submission import SubmissionWriter
@@ -12,6 +13,7 @@ from .vectors import LabelledVectors, balance, sample_features, sample_vectors
 __all__ = [
     "CONFUSION_FILE",
     "EVALUATOR_REGISTRY",
+    "RESULTS_FILE",
     "CityscapesEvaluator",
     "ConfusionEvaluator",
     "LabelledVectors",
@@ -19,6 +21,8 @@ __all__ = [
     "SubmissionWriter",
     "balance",
     "build_evaluator",
+    "claim_evaluation_folder",
+    "evaluation_folder",
     "build_inference_model",
     "count_confusion",
     "sample_features",

@@ -1,7 +1,6 @@
 """The evaluator of a dataset, by its metadata."""
 
 import logging
-import os
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -12,6 +11,7 @@ from ..data import load_dicts
 from ..extras import MissingExtraError
 from .cityscapes import CityscapesEvaluator
 from .confusion_evaluator import ConfusionEvaluator
+from .folders import evaluation_folder
 from .submission import SubmissionWriter
 
 logger = logging.getLogger(__name__)
@@ -44,12 +44,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
     Args:
         cfg: the config, for ``OUTPUT_DIR``.
         dataset_name: a registered dataset.
-        output_dir: folder for results, by default ``OUTPUT_DIR/inference/<dataset_name>``.
+        output_dir: folder for results, by default that of :func:`.folders.evaluation_folder`.
 
     Raises:
         ValueError: there is no evaluator of that type.
     """
-    output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+    output_dir = output_dir or evaluation_folder(cfg, dataset_name)
     # Loaded before its metadata is looked at, which some datasets complete on loading.
     dicts = load_dicts(dataset_name)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")

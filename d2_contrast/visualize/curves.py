@@ -26,7 +26,7 @@ def read_metrics(path: str) -> dict[str, Series]:
     cut off when the run was killed is left out.
 
     Returns:
-        {name: (iterations, values)}, each in the order of the iterations.
+        {name: (iterations, values)}, each in the order of the iterations; NaN where the file has null.
     """
     series: dict[str, dict[int, float]] = {}
     with PathManager.open(path, "r") as f:
@@ -41,7 +41,7 @@ def read_metrics(path: str) -> dict[str, Series]:
             if iteration is None:
                 continue
             for name, value in record.items():
-                if isinstance(value, (int, float)):
+                if value is None or isinstance(value, (int, float)):
                     points = series.setdefault(name, {})
                     if points and iteration <= next(reversed(points)):
                         points = {i: v for i, v in points.items() if i < iteration}

@@ -29,30 +29,34 @@ logger = logging.getLogger(__name__)
 EMBEDDED_IMAGES = 64
 
 
-def write_report(cfg: CfgNode, model: nn.Module, confusion: np.ndarray | None = None) -> list[str]:
-    """Draw pictures of a run into ``cfg.OUTPUT_DIR``, each from what there is to draw it from.
+def write_report(
+    cfg: CfgNode, model: nn.Module, confusion: np.ndarray | None = None, folder: str | None = None
+) -> list[str]:
+    """Draw pictures of a run, each from what there is to draw it from.
 
     - ``predictions.png``: ``cfg.VISUALIZE.NUM_IMAGES`` images of the first test dataset with their labels,
       predictions and errors;
     - ``tsne.png``: the feature maps that are contrasted, or would be, for a dataset with labels;
     - ``confusion.png``: the confusion matrix, if given;
-    - ``curves.png``: losses, mIoU and learning rate, if the run has left a metrics.json.
+    - ``curves.png``: losses, mIoU and learning rate, if there is a metrics.json in the folder.
 
     Args:
         cfg: the config of the run.
         model: a segmentor, unwrapped; its mode is kept.
         confusion: (K, K) pixels of the first test dataset, rows are labels and columns predictions.
+        folder: for the pictures, ``cfg.OUTPUT_DIR`` by default.
 
     Returns:
         Paths of the files written. A picture that cannot be drawn is left out, with a warning: it is no reason to lose
         a finished training.
     """
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    folder = folder or cfg.OUTPUT_DIR
+    os.makedirs(folder, exist_ok=True)
     written = []
 
     def write(name: str, draw: Callable[[], Figure]) -> None:
         try:
-            written.append(save(draw(), os.path.join(cfg.OUTPUT_DIR, name)))
+            written.append(save(draw(), os.path.join(folder, name)))
         except Exception as error:
             logger.warning("%s could not be drawn (%s: %s)", name, type(error).__name__, error, exc_info=True)
 
@@ -71,7 +75,7 @@ def write_report(cfg: CfgNode, model: nn.Module, confusion: np.ndarray | None = 
                 write("tsne.png", lambda: _draw_scales(cfg, model, mapper, embedded, metadata))
         if confusion is not None:
             write("confusion.png", lambda: draw_confusion(confusion, metadata.stuff_classes))
-    metrics = os.path.join(cfg.OUTPUT_DIR, "metrics.json")
+    metrics = os.path.join(folder, "metrics.json")
     if os.path.isfile(metrics):
         write("curves.png", lambda: draw_curves(read_metrics(metrics)))
     return written

@@ -1,3 +1,4 @@
+import json
 import logging
 import multiprocessing
 
@@ -43,7 +44,7 @@ def test_second_load_leaves_the_files(root):
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "no manifest", "other version"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other version"])
 def test_half_written_folder_is_drawn_again(root, damage, caplog):
     DatasetCatalog.get("shapes_train")
     whole = contents(root)
@@ -52,8 +53,6 @@ def test_half_written_folder_is_drawn_again(root, damage, caplog):
         victim.unlink()
     elif damage == "truncated":
         victim.write_bytes(victim.read_bytes()[:-1])
-    elif damage == "no manifest":
-        (root / "manifest.json").unlink()
     else:
         (root / "manifest.json").write_text('{"version": 0, "bytes": {}}')
     with caplog.at_level(logging.WARNING, logger=shapes.__name__):
@@ -62,14 +61,54 @@ def test_half_written_folder_is_drawn_again(root, damage, caplog):
     assert "drawing it again" in caplog.text
 
 
-def test_leftover_of_an_interrupted_run_is_replaced(root, caplog):
-    partial = root.with_name("shapes.partial")
-    (partial / "images" / "train").mkdir(parents=True)
-    (partial / "images" / "train" / "stray.png").write_bytes(b"")
-    with caplog.at_level(logging.WARNING, logger=shapes.__name__):
+def test_an_interrupted_drawing_is_taken_up(root, monkeypatch):
+    """Half of a dataset is recognised as that, whatever ends the process."""
+
+    def fail(split, index):
+        if split == "val":
+            raise KeyboardInterrupt
+        return draw(split, index)
+
+    monkeypatch.setattr(shapes, "draw", fail)
+    with pytest.raises(KeyboardInterrupt):
         DatasetCatalog.get("shapes_train")
-    assert len(contents(root)) == 16 and not partial.exists()
-    assert "interrupted" in caplog.text
+    assert len(contents(root)) == 10
+    monkeypatch.setattr(shapes, "draw", draw)
+    DatasetCatalog.get("shapes_train")
+    assert len(contents(root)) == 16
+
+
+FOREIGN = {
+    "files": lambda root: (root / "mine.txt").write_text("x"),
+    "the same names": lambda root: (root / "images/train").mkdir(parents=True),
+    "its own manifest": lambda root: (root / "manifest.json").write_text('{"version": 5, "bytes": {"mine.txt": 1}}'),
+    "another manifest": lambda root: (root / "manifest.json").write_text("[1]"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_what_others_have_written_is_left_alone(root, case):
+    root.mkdir(parents=True)
+    FOREIGN[case](root)
+    before = sorted(root.rglob("*")), contents(root)
+    with pytest.raises(FileExistsError, match=f"{root} is where the embedded dataset belongs.*DETECTRON2_DATASETS"):
+        DatasetCatalog.get("shapes_train")
+    assert (sorted(root.rglob("*")), contents(root)) == before
+
+
+def test_foreign_files_in_the_dataset_stay(root):
+    """Also when it is drawn again; files of an older version that the new one has not are removed."""
+    root.mkdir(parents=True)
+    DatasetCatalog.get("shapes_train")
+    (root / "images/notes.txt").write_text("mine")
+    (root / "images/train/old.png").write_text("mine, too")
+    (root / "images/train/9999.png").write_text("of version 4")
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["version"], manifest["bytes"]["images/train/9999.png"] = 4, 12
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    DatasetCatalog.get("shapes_train")
+    assert (root / "images/notes.txt").read_text() == "mine" and (root / "images/train/old.png").exists()
+    assert not (root / "images/train/9999.png").exists() and len(contents(root)) == 16 + 1
 
 
 def test_processes_that_start_at_once_share_one_drawing(root):

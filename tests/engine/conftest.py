@@ -1,10 +1,13 @@
+import logging
+import shutil
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from d2_contrast.data.datasets.shapes_drawing import CLASSES, draw
-from d2_contrast.engine import setup
+from d2_contrast.engine import Trainer, setup
 
 TINY = """
 _BASE_: {base}
@@ -52,12 +55,12 @@ def tiny_datasets(tiny_root):
     return ["DATASETS.FOLDERS", entries, "DATASETS.TRAIN", names[0], "DATASETS.TEST", names[1]]
 
 
-@pytest.fixture
-def write_config(tmp_path, tiny_root, pytestconfig):
-    """Write the config of a tiny run over a base from configs/shapes and return its path."""
+@pytest.fixture(scope="session")
+def write_tiny(tiny_root, pytestconfig):
+    """Write the config of a tiny run over a base from configs/shapes into a folder and return its path."""
 
-    def write(base: str = "uper_r18_contrast.yaml"):
-        path = tmp_path / "tiny.yaml"
+    def write(folder, base: str = "uper_r18_contrast.yaml"):
+        path = folder / "tiny.yaml"
         path.write_text(
             TINY.format(
                 base=pytestconfig.rootpath / "configs/shapes" / base,
@@ -72,11 +75,44 @@ def write_config(tmp_path, tiny_root, pytestconfig):
 
 
 @pytest.fixture
+def write_config(write_tiny, tmp_path):
+    """The same, into the folder of the test."""
+    return lambda **options: write_tiny(tmp_path, **options)
+
+
+@pytest.fixture
 def make_cfg(write_config, tmp_path):
     """Run setup() on a tiny config with overrides."""
 
-    def make(*overrides, base: str = "uper_r18_contrast.yaml"):
+    def make(*overrides, base: str = "uper_r18_contrast.yaml", eval_only=False, resume=False):
         opts = ["OUTPUT_DIR", str(tmp_path / "output"), *map(str, overrides)]
-        return setup(Namespace(config_file=write_config(base), opts=opts, eval_only=False))
+        return setup(Namespace(config_file=write_config(base=base), opts=opts, eval_only=eval_only, resume=resume))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(write_tiny, tmp_path_factory):
+    """The folder of a run of two iterations, with a moving average; to be left as it is."""
+    folder = tmp_path_factory.mktemp("trained")
+    opts = ["OUTPUT_DIR", str(folder / "output"), "SOLVER.EMA.ENABLED", "True", "SOLVER.MAX_ITER", "2"]
+    trainer = Trainer(setup(Namespace(config_file=write_tiny(folder), opts=opts, eval_only=False)))
+    trainer.save_config()
+    trainer.train()
+    return folder / "output"
+
+
+@pytest.fixture
+def run_folder(trained, tmp_path):
+    """A copy of that run where ``make_cfg`` has its OUTPUT_DIR."""
+    return Path(shutil.copytree(trained, tmp_path / "output"))
+
+
+@pytest.fixture
+def logged(caplog):
+    """Text of what this project logs, also after setup() has cut its loggers off from the root."""
+    logger = logging.getLogger("d2_contrast")
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, "d2_contrast"):
+        yield lambda: caplog.text
+    logger.removeHandler(caplog.handler)

@@ -1,5 +1,9 @@
 import logging
+import math
+import os
 import pickle
+import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +14,8 @@ from safetensors.torch import save_file
 from tiny_models import make_batch, small_model
 from torch.optim.swa_utils import AveragedModel
 
-from d2_contrast.engine.checkpoint import ContrastCheckpointer, file_kind
+from d2_contrast.engine.checkpoint import TAG, ContrastCheckpointer, NonFiniteError
+from d2_contrast.engine.checkpoint_files import DamagedFileError, file_kind
 from d2_contrast.modeling.backbone import UPerFPN
 
 UPER = "cityscapes/uper_r101_contrast_bs12_120k.yaml"
@@ -81,7 +86,7 @@ class Payload:
 def test_code_in_a_checkpoint_does_not_run(tmp_path, use_zip):
     path, trace = str(tmp_path / "model.pth"), tmp_path / "trace"
     torch.save({"model": {"a": torch.ones(1)}, "x": Payload(str(trace))}, path, _use_new_zipfile_serialization=use_zip)
-    with pytest.raises(ValueError, match="model.pth is damaged or holds more than tensors"):
+    with pytest.raises(ValueError, match=r"model.pth holds more than tensors \(io.open\).*MODEL.WEIGHTS_ALLOW_PICKLE"):
         ContrastCheckpointer(small_model(UPER)).load(path)
     assert not trace.exists()
 
@@ -195,3 +200,105 @@ def test_weights_alone_of_older_checkpoints(tmp_path, name):
     checkpointer.load(str(tmp_path / name))
     assert not checkpointer.missing
     assert torch.equal(*(m.contrast.projectors["res2"].last.weight for m in (older, model)))
+
+
+# Damage
+
+
+def flip(path, generator) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(path.read_bytes())
+    position = generator.randrange(8 * len(data))
+    data[position // 8] ^= 1 << position % 8
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def checkpointer(tmp_path):
+    """Of a tiny network, with three checkpoints and the tag on the last."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    checkpointer = ContrastCheckpointer(network, str(tmp_path / "run"))
+    for name, iteration in (("model_0000009", 9), ("model_0000099", 99), ("model_final", 100)):
+        checkpointer.save(name, iteration=iteration)
+    return checkpointer
+
+
+BROKEN = {
+    # How: what is done to the folder, which checkpoint is taken, and what is said.
+    "no tag": (lambda run: (run / TAG).unlink(), "model_final", f"{TAG} is missing or empty"),
+    "empty tag": (lambda run: (run / TAG).write_text(""), "model_final", f"{TAG} is missing or empty"),
+    "binary tag": (lambda run: (run / TAG).write_bytes(b"\xff\0"), "model_final", f"{TAG} is missing or empty"),
+    "no file": (lambda run: (run / "model_final.pth").unlink(), "model_0000099", "model_final.pth: no such file"),
+    "empty": (lambda run: (run / "model_final.pth").write_bytes(b""), "model_0000099", "is damaged: it has 0 bytes"),
+    "cut off": (lambda run: os.truncate(run / "model_final.pth", 999), "model_0000099", "is damaged: it was cut off"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_the_newest_readable_checkpoint_is_taken(checkpointer, case, caplog):
+    run = Path(checkpointer.save_dir)
+    break_it, expected, reason = BROKEN[case]
+    break_it(run)
+    logging.getLogger("d2_contrast").addHandler(caplog.handler)
+    assert checkpointer.get_checkpoint_file() == str(run / f"{expected}.pth")
+    assert reason in caplog.text and f"can be read, {run}/{expected}.pth" in caplog.text
+    logging.getLogger("d2_contrast").removeHandler(caplog.handler)
+
+
+def test_no_checkpoint_or_none_that_can_be_read(checkpointer, tmp_path):
+    assert ContrastCheckpointer(checkpointer.model, str(tmp_path / "new")).get_checkpoint_file() == ""
+    for path in Path(checkpointer.save_dir).glob("*.pth"):
+        os.truncate(path, 100)
+    with pytest.raises(DamagedFileError, match="None of the checkpoints in .*_0000009.pth is damaged.*--overwrite"):
+        checkpointer.get_checkpoint_file()
+
+
+def test_flipped_bits_are_found(checkpointer):
+    """Or they are in a part of the file that says nothing."""
+    path = Path(checkpointer.save_dir, "model_final.pth")
+    intact, expected = path.read_bytes(), torch.load(path, weights_only=True)["model"]
+    found, generator = 0, random.Random(0)
+    for _ in range(300):
+        flip(path, generator)
+        try:
+            checkpoint = checkpointer.read(str(path))
+        except DamagedFileError as error:
+            assert str(error).startswith(f"{path} is damaged: ") and "PICKLE" not in str(error)
+            found += 1
+        else:
+            assert checkpoint["iteration"] == 100
+            assert all(torch.equal(value, expected[name]) for name, value in checkpoint["model"].items())
+        path.write_bytes(intact)
+    assert found > 50
+
+
+def test_other_formats_that_are_damaged(tmp_path):
+    """Whatever the ending and format, an error of ours names the file, and none advises to allow pickles."""
+    state = small_model(UPER).state_dict()
+    path = tmp_path / "weights.pth"
+    for write in (FORMATS["legacy.bin"], FORMATS["model.safetensors"]):
+        write({name: value.clone() for name, value in state.items()}, path)
+        size = path.stat().st_size
+        for length in (0, 10, 100, size // 2, size - 1):
+            os.truncate(path, length)
+            with pytest.raises(ValueError, match="weights.pth is ") as raised:
+                ContrastCheckpointer(torch.nn.Linear(1, 1)).load(str(path))
+            assert isinstance(raised.value, DamagedFileError), raised.value
+            write({name: value.clone() for name, value in state.items()}, path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(checkpointer):
+    run = Path(checkpointer.save_dir)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    for tensor in (checkpointer.model[0].bias, checkpointer.model[1].running_var):
+        value = tensor.detach().clone()
+        with torch.no_grad():
+            tensor[3] = math.nan
+        with pytest.raises(NonFiniteError, match=r"model_0000199.pth is not written: 1 tensors .*good .*model_final"):
+            checkpointer.save("model_0000199", iteration=199)
+        with torch.no_grad():
+            tensor.copy_(value)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    checkpointer.model[1].register_buffer("mask", torch.full((2,), -math.inf))
+    checkpointer.save("model_0000199", iteration=199)
+    assert checkpointer.last_checkpoint() == str(run / "model_0000199.pth")

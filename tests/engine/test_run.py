@@ -95,7 +95,8 @@ def test_resumed_training_equals_uninterrupted(make_cfg, tmp_path, monkeypatch, 
 def test_a_run_can_be_resumed_with_other_settings(make_cfg):
     base = "uper_r18.yaml"
     train(make_cfg("SOLVER.MAX_ITER", 2, base=base))
-    cfg = make_cfg("SOLVER.MAX_ITER", 4, "SOLVER.AMP.ENABLED", True, "SOLVER.EMA.ENABLED", True, base=base)
+    options = ["SOLVER.MAX_ITER", 4, "SOLVER.AMP.ENABLED", True, "SOLVER.EMA.ENABLED", True]
+    cfg = make_cfg(*options, base=base, resume=True)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == 2

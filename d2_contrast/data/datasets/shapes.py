@@ -7,66 +7,94 @@ It puts the questions of the paper on a laptop: see :mod:`.shapes_drawing` for w
 
 import json
 import logging
-import shutil
+import os
+import re
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from iopath.common.file_io import file_lock
 from PIL import Image
 
+from ...output import write_whole
 from .register import datasets_root
 from .shapes_drawing import CLASSES, COLORS, IGNORE, RARE, SIZE, STUFF, THINGS, VERSION, draw
 
 NUM_IMAGES = {"train": 800, "val": 200}
+MANIFEST = "manifest.json"
+OWN_NAME = re.compile(r"(images|labels)/(train|val)/\d+\.png")
 
 logger = logging.getLogger(__name__)
 
 
 def generate(root: Path) -> None:
-    """Write the dataset to ``root``, a folder that another process never sees half-written.
+    """Draw the dataset into ``root``; nothing there is touched that this function has not written.
 
-    Several processes may call it at once: one draws, the others wait for it.
+    ``manifest.json`` lists what it has written. It is complete only when all files are, so that half of a dataset is
+    never taken for a whole one. Several processes may call at once: one draws, the others wait for it.
+
+    Raises:
+        FileExistsError: ``root`` is there, and is not this dataset by its manifest.
     """
     root.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(str(root)):
-        if _is_complete(root):
+        manifest = _read_manifest(root)
+        if _is_complete(root, manifest):
             return
-        if root.exists():
+        if manifest is not None:
             logger.warning("%s is half-written or of an older version: drawing it again", root)
-            shutil.rmtree(root)
-        partial = root.with_name(root.name + ".partial")
-        if partial.exists():
-            logger.warning("%s was left by an interrupted run: starting again", partial)
-            shutil.rmtree(partial)
+        elif os.path.lexists(root) and not (root.is_dir() and not any(root.iterdir())):
+            raise FileExistsError(
+                f"{root.absolute()} is where the embedded dataset belongs, but its files are not of this dataset (no "
+                f"{MANIFEST} says so) and are left alone: move them, or set DETECTRON2_DATASETS to another folder"
+            )
         logger.info("Drawing the shapes dataset into %s", root)
+        root.mkdir(exist_ok=True)
+        earlier = (manifest or {}).get("bytes", {})
+        _write_manifest(root, {"version": 0, "bytes": earlier})
         sizes = {}
         for split, count in NUM_IMAGES.items():
-            for kind in ("images", "labels"):
-                (partial / kind / split).mkdir(parents=True)
             for index in range(count):
                 for kind, array in zip(("images", "labels"), draw(split, index), strict=True):
-                    path = partial / kind / split / f"{index:04d}.png"
-                    Image.fromarray(array).save(path, compress_level=1)
-                    sizes[f"{kind}/{split}/{index:04d}.png"] = path.stat().st_size
-        (partial / "manifest.json").write_text(json.dumps({"version": VERSION, "bytes": sizes}))
-        partial.rename(root)
+                    name = f"{kind}/{split}/{index:04d}.png"
+                    (root / name).parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(array).save(root / name, compress_level=1)
+                    sizes[name] = (root / name).stat().st_size
+        _write_manifest(root, {"version": VERSION, "bytes": sizes})
+        for name in earlier.keys() - sizes.keys():
+            (root / name).unlink(missing_ok=True)
 
 
-def _is_complete(root: Path) -> bool:
+def _read_manifest(root: Path) -> dict | None:
+    """The manifest of a folder that is this dataset, in whatever state; None for any other folder."""
+    try:
+        manifest = json.loads((root / MANIFEST).read_text())
+        is_ours = manifest.keys() == {"version", "bytes"} and all(map(OWN_NAME.fullmatch, manifest["bytes"]))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    return manifest if is_ours else None
+
+
+def _write_manifest(root: Path, manifest: dict) -> None:
+    with write_whole(root / MANIFEST, "w") as file:
+        json.dump(manifest, file)
+
+
+def _is_complete(root: Path, manifest: dict | None) -> bool:
     """Whether every file of this version is there with all its bytes."""
     try:
-        manifest = json.loads((root / "manifest.json").read_text())
-        return manifest["version"] == VERSION and all(
-            (root / name).stat().st_size == size for name, size in manifest["bytes"].items()
+        return (
+            manifest is not None
+            and manifest["version"] == VERSION
+            and all((root / name).stat().st_size == size for name, size in manifest["bytes"].items())
         )
-    except (OSError, ValueError, KeyError):
+    except OSError:
         return False
 
 
 def load_shapes(split: str) -> list[dict]:
-    """Dataset dicts of a split; draws the dataset if it is missing or damaged."""
+    """Dataset dicts of a split; draws the dataset if it is missing or damaged, see :func:`generate`."""
     root = datasets_root() / "shapes"
-    if not _is_complete(root):
+    if not _is_complete(root, _read_manifest(root)):
         generate(root)
     return [
         {

@@ -1,0 +1,123 @@
+"""A look at the data of a run before it starts: what would otherwise end it at its first evaluation, hours later."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import inference_context
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from ..data import SemSegMapper, read_image, read_label
+from ..errors import explain
+from ..evaluation import build_evaluator, build_inference_model
+
+SAMPLES = 8  # of each dataset, at most, that are read
+SECONDS = 20.0  # for looking whether the files of a dataset are there, in case its disk is slow
+MAX_SECONDS = 60.0  # that a prediction may take
+CHEAP = 1 << 21  # pixels over all views that are predicted without a trial
+TRIAL = 256  # side of the trial's image in pixels
+
+logger = logging.getLogger(__name__)
+
+
+def check_run(cfg: CfgNode, network: nn.Module) -> None:
+    """Look at every dataset of a run, and predict an image of each test dataset. To be called in one process.
+
+    Random numbers are as before afterwards.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: something is wrong with a dataset; the message names it and the file.
+        RuntimeError: a prediction fails.
+    """
+    start = time.monotonic()
+    with same_random_numbers():
+        for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
+            check_dataset(name, is_train=name in cfg.DATASETS.TRAIN)
+        for name in cfg.DATASETS.TEST:
+            check_prediction(cfg, network, name)
+    logger.info("Looked at the datasets and a prediction in %.0f s", time.monotonic() - start)
+
+
+def check_dataset(name: str, is_train: bool) -> None:
+    """Check that the files of a dataset are there, that labels are where they are needed, and read a few samples."""
+    samples = DatasetCatalog.get(name)
+    if not samples:
+        raise ValueError(f"dataset {name!r} has no images")
+    unlabelled = [sample["file_name"] for sample in samples if "sem_seg_file_name" not in sample]
+    if unlabelled and (is_train or len(unlabelled) < len(samples)):
+        raise ValueError(
+            f"dataset {name!r}: {len(unlabelled)} of {len(samples)} images have no label, the first is {unlabelled[0]}"
+        )
+    files = [sample[key] for sample in samples for key in ("file_name", "sem_seg_file_name") if key in sample]
+    if missing := find_missing(files):
+        raise FileNotFoundError(f"dataset {name!r}: {len(missing)} files are missing, the first is {missing[0]}")
+    metadata = MetadataCatalog.get(name)
+    for sample in samples[:: -(-len(samples) // SAMPLES)]:
+        height, width = read_image(sample["file_name"]).shape[:2]
+        if "sem_seg_file_name" in sample:
+            label = read_label(sample["sem_seg_file_name"], metadata)
+            if label.shape != (height, width):
+                raise ValueError(
+                    f"dataset {name!r}: {sample['file_name']} has {height} x {width} pixels (height x width), but "
+                    f"{sample['sem_seg_file_name']} {label.shape[0]} x {label.shape[1]}"
+                )
+
+
+def check_prediction(cfg: CfgNode, network: nn.Module, name: str) -> None:
+    """Predict one image of a test dataset as an evaluation would, unless that takes too long."""
+    sample = DatasetCatalog.get(name)[0]
+    inputs = SemSegMapper(cfg, is_train=False)(sample)
+    segment = build_inference_model(cfg, network)
+    views = getattr(segment, "views", [(1.0, False)])
+    pixels = inputs["image"][0].numel() * sum(scale**2 for scale, _ in views)
+    if cfg.TEST.SLIDING_WINDOW.ENABLED:
+        window = cfg.TEST.SLIDING_WINDOW
+        pixels *= max(1.0, np.prod(window.SIZE) / np.prod(window.STRIDE))  # windows overlap
+    with inference_context(segment), torch.no_grad():
+        try:
+            if pixels > CHEAP:
+                trial = inputs["image"][:, :TRIAL, :TRIAL]
+                start = time.monotonic()
+                network([{"image": trial}])
+                seconds = (time.monotonic() - start) * pixels / trial[0].numel()
+                if seconds > MAX_SECONDS:
+                    logger.info("A prediction of %s takes some %.0f s: none is tried", name, seconds)
+                    return
+            outputs = segment([inputs])
+            if "sem_seg_file_name" in sample:
+                evaluator = build_evaluator(cfg, name)
+                evaluator.reset()
+                evaluator.process([inputs], outputs)
+        except Exception as error:
+            if explain(error) is not None:
+                raise
+            raise RuntimeError(
+                f"{sample['file_name']} of dataset {name!r} cannot be predicted, so that the first evaluation would "
+                f"fail: {type(error).__name__}: {error}"
+            ) from error
+
+
+def find_missing(files: Sequence[str]) -> list[str]:
+    """The files that are not there, as far as can be looked for in SECONDS."""
+    deadline = time.monotonic() + SECONDS
+    with ThreadPoolExecutor(16) as pool:
+        is_there = pool.map(lambda file: time.monotonic() > deadline or PathManager.isfile(file), files)
+        return [file for file, there in zip(files, is_there) if not there]
+
+
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """Leave the global random numbers of NumPy and of torch's CPU as they were."""
+    numpy_state, torch_state = np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)

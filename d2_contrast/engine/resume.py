@@ -1,0 +1,160 @@
+"""Going on with a run: does a checkpoint fit this config, and what becomes of settings that differ?"""
+
+from collections.abc import Mapping
+
+import yaml
+from detectron2.config import CfgNode
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..modeling.weights import DERIVED
+from .train_step import TrainStep
+
+# What a run began from: of no effect on one that goes on.
+KEPT = ("MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAINED", "MODEL.SWIN.PRETRAINED_NAME")
+# The hyperparameter by which the optimizer of a checkpoint is known.
+TELLTALES = {"momentum": "SGD", "betas": "AdamW"}
+ABSENT = "(no such key)"
+
+Changes = dict[str, tuple[object, object]]
+
+
+def config_changes(before: str, cfg: CfgNode) -> Changes:
+    """The settings in which two configs differ.
+
+    Args:
+        before: text of the earlier config; text that holds none gives no differences.
+        cfg: the one now.
+
+    Returns:
+        {full key: (value before, value now)}.
+    """
+    try:
+        old = yaml.safe_load(before) or {}
+    except yaml.YAMLError:
+        old = {}
+    if not old:
+        return {}
+    old, new = _flatten(old), _flatten(yaml.safe_load(cfg.dump()))
+    keys = sorted(old.keys() | new.keys())
+    pairs = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def keep_origin(cfg: CfgNode, changes: Changes) -> CfgNode:
+    """The config with the settings of the earlier run where those of now have no effect."""
+    kept = {key: before for key, (before, _) in changes.items() if key in KEPT and before != ABSENT}
+    if not kept:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list([part for pair in kept.items() for part in pair])
+    cfg.freeze()
+    return cfg
+
+
+def describe_changes(changes: Changes, iteration: int) -> list[str]:
+    """One line for each setting that differs, with what becomes of it in a run that goes on at ``iteration``."""
+    return [
+        f"{key}: {before} before, {now} now: "
+        + ("kept as before, the run began from it" if key in KEPT else f"honoured from iteration {iteration} on")
+        for key, (before, now) in changes.items()
+    ]
+
+
+def check_resumable(
+    checkpoint: Mapping, path: str, network: nn.Module, step: TrainStep, average: AveragedModel | None, changes: Changes
+) -> None:
+    """Compare all that a checkpoint holds with what the config has built, before anything of it is loaded.
+
+    Args:
+        checkpoint: its content.
+        path: its file, for messages.
+        network: the network, not wrapped for several processes.
+        step: holds the optimizer and the scaler of losses.
+        average: the moving average of the weights, or None; nothing is compared then.
+        changes: settings that differ from those of the checkpoint's run, for messages.
+
+    Raises:
+        ValueError: they do not fit; the message names a tensor or setting and both values.
+    """
+    difference = _difference(checkpoint, network, step, average)
+    if difference:
+        keys = [f"{k} {a} there, {b} here" for k, (a, b) in changes.items() if k.startswith(("MODEL.", "SOLVER.OPT"))]
+        raise ValueError(
+            f"{path} cannot be resumed with this config: {difference}"
+            + (f" ({'; '.join(keys[:4])}{'; ...' if len(keys) > 4 else ''})" if keys else "")
+            + f". Go on with the config of that run, or start a new run from its weights: MODEL.WEIGHTS {path} and "
+            "another OUTPUT_DIR"
+        )
+
+
+def _difference(checkpoint: Mapping, network: nn.Module, step: TrainStep, average: AveragedModel | None) -> str:
+    try:
+        trained = checkpoint["trainer"]["_trainer"]
+        theirs, iteration = trained["optimizer"], checkpoint["trainer"]["iteration"]
+    except (KeyError, TypeError):
+        return "it holds weights alone, no optimizer or iteration"
+    if not isinstance(iteration, int):
+        return f"its iteration is {iteration!r}"
+    parts = [_compare("the network", _shapes(checkpoint["model"]), _shapes(network.state_dict()))]
+    if average is not None and "average" in checkpoint:
+        parts.append(_compare("the moving average", _shapes(checkpoint["average"]), _shapes(average.state_dict())))
+    parts.append(_compare_optimizers(theirs, trained.get("parameters"), step))
+    return next(filter(None, parts), "")
+
+
+def _compare_optimizers(theirs: Mapping, their_names: list[list[str]] | None, step: TrainStep) -> str:
+    own = step.optimizer.state_dict()
+    kinds = [
+        next((kind for key, kind in TELLTALES.items() if any(key in group for group in state["param_groups"])), "?")
+        for state in (theirs, own)
+    ]
+    if kinds[0] != kinds[1]:
+        return f"SOLVER.OPTIMIZER is {kinds[0]} there, {kinds[1]} here"
+    our_names = step.parameter_names()
+    if their_names is None:  # older checkpoints have no names: parameters are known by their place
+        sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (theirs, own)]
+        if sizes[0] != sizes[1]:
+            return f"the optimizer has groups of {sizes[0]} parameters there, {sizes[1]} here"
+        their_names = our_names
+    shapes = {name: tuple(p.shape) for name, p in step.named_parameters()}
+    names = [name for group in their_names for name in group]
+    if difference := _compare("the optimizer", dict.fromkeys(names, ()), dict.fromkeys(shapes, ())):
+        return difference
+    for index, state in theirs["state"].items():
+        for key, value in _shapes(state).items():
+            if value and value != shapes[names[index]]:
+                return (
+                    f"{key} of {names[index]} has the shape {value} in the optimizer there, {shapes[names[index]]} here"
+                )
+    return ""
+
+
+def _compare(where: str, theirs: Mapping[str, tuple], ours: Mapping[str, tuple]) -> str:
+    """The first difference in names or shapes, "" for none."""
+    differing = [name for name in [*ours, *(n for n in theirs if n not in ours)] if theirs.get(name) != ours.get(name)]
+    if not differing:
+        return ""
+    name = differing[0]
+    more = f" (and {len(differing) - 1} more tensors differ)" if len(differing) > 1 else ""
+    if name not in theirs:
+        return f"{name} of {where} here is missing there{more}"
+    if name not in ours:
+        return f"{name} of {where} there is missing here{more}"
+    return f"{name} of {where} has the shape {theirs[name]} there, {ours[name]} here{more}"
+
+
+def _shapes(state: Mapping) -> dict[str, tuple]:
+    return {
+        name: tuple(value.shape)
+        for name, value in state.items()
+        if hasattr(value, "shape") and not str(name).endswith(DERIVED)
+    }
+
+
+def _flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for key, value in tree.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
+    return flat

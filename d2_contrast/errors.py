@@ -1,0 +1,82 @@
+"""What goes wrong by a user's mistake is said in one sentence; what goes wrong by ours keeps its traceback."""
+
+import dis
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PACKAGE = str(Path(__file__).parent) + os.sep
+# Libraries that raise ValueError or KeyError where a setting of the user reaches them.
+LIBRARIES = re.compile(r"[/\\](detectron2|fvcore|yacs|timm)[/\\]")
+DEBUG = "D2_CONTRAST_DEBUG"
+EXIT_CODE = 2
+# What torch puts around an exception in a worker of the data loader.
+IN_WORKER = re.compile(r"Caught (?P<type>\w+) in .*worker.*\nOriginal Traceback", re.IGNORECASE)
+
+# What gloo says in the processes that are left when one has ended.
+PEER_LOST = re.compile("gloo.*(closed|reset) by peer", re.IGNORECASE | re.DOTALL)
+PEER_ENDED = "Another process of this job has ended: its message says why"
+
+
+def explain(error: BaseException) -> str | None:
+    """Say in a sentence what an exception means to a user, None if it is a bug.
+
+    To users speak the exceptions that this package raises, by a raise statement of its own; values and keys that the
+    libraries below it refuse; and the operating system's errors about a file.
+    """
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fspath(error.filename)}: {error.strerror}"
+    if _speaks_to_users(error):
+        return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if IN_WORKER.match(str(error)):
+        return _explain_worker(str(error))
+    return PEER_ENDED if PEER_LOST.search(str(error)) else None
+
+
+def _speaks_to_users(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not isinstance(error, Exception):
+        return False
+    code = trace.tb_frame.f_code
+    if dis.opname[code.co_code[trace.tb_lasti]] != "RAISE_VARARGS":
+        return False
+    by_library = LIBRARIES.search(code.co_filename) and isinstance(error, (ValueError, KeyError))
+    return code.co_filename.startswith(PACKAGE) or bool(by_library)
+
+
+def _explain_worker(text: str) -> str | None:
+    """The same for an exception of a worker, which torch hands over as text."""
+    frames = re.findall(r'^  File "(.+)", line \d+, in .+\n    (.+)$', text, re.MULTILINE)
+    if not frames or not (frames[-1][0].startswith(PACKAGE) and frames[-1][1].startswith("raise ")):
+        return None
+    return re.split(r"^[\w.]+: ", text, flags=re.MULTILINE)[-1].strip()
+
+
+@contextmanager
+def in_plain_words(claim: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """End the process with exit code 2 and one sentence on stderr where :func:`explain` has one.
+
+    With D2_CONTRAST_DEBUG in the environment every exception keeps its traceback.
+
+    Args:
+        claim: gives True to the first of several processes that fail together, which then speaks for all.
+    """
+    try:
+        yield
+    except Exception as error:
+        sentence = None if os.environ.get(DEBUG) else explain(error)
+        if sentence is None:
+            raise
+        if sentence == PEER_ENDED:
+            time.sleep(30)  # usually this process is ended before, by what has started it
+        if claim():
+            print(f"{Path(sys.argv[0]).name}: error: {sentence}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_CODE) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,86 @@
+"""Where the results of an evaluation are kept, so that none overwrites another's."""
+
+import hashlib
+import json
+import os
+import re
+from itertools import count
+
+import yaml
+from detectron2.config import CfgNode
+
+from ..output import write_whole
+
+RECORD = "evaluation.json"
+
+# Settings that have no influence on results: where weights come from, and what is for training.
+NO_INFLUENCE = ("WEIGHTS", "WEIGHTS_ALLOW_PICKLE", "DEVICE", "CONTRAST", "AUX_HEAD", "PIXEL_LOSS")
+
+
+def evaluation_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """Folder for the results on a dataset, ``OUTPUT_DIR/inference/<dataset>``.
+
+    Sliding windows, several scales and mirror images, where ``cfg.TEST`` asks for them, are part of its name.
+    """
+    parts = [re.sub(r"[^\w.+-]|^\.+", "_", dataset_name)]
+    window, aug = cfg.TEST.SLIDING_WINDOW, cfg.TEST.AUG
+    if window.ENABLED:
+        parts += ["window" + "x".join(map(str, window.SIZE)), "stride" + "x".join(map(str, window.STRIDE))]
+    if aug.ENABLED:
+        parts += ["scales" + "-".join(map(str, aug.SCALES)), *(["flip"] if aug.FLIP else [])]
+    return os.path.join(cfg.OUTPUT_DIR, "inference", "_".join(parts))
+
+
+def claim_evaluation_folder(cfg: CfgNode, dataset_name: str, *, weights: str = "", iteration: int | None = None) -> str:
+    """The folder of :func:`evaluation_folder`, or one beside it if that holds another evaluation; noted in it.
+
+    What is compared is kept in ``evaluation.json``: weights, iteration, and a hash of the settings that influence
+    results. To be called in the main process.
+
+    Args:
+        weights: file of the weights that are evaluated; "" for those of the run in training, which replaces its own
+            earlier evaluations.
+        iteration: after which they were written, if known.
+    """
+    record = {
+        "by": "evaluation" if weights else "training",
+        "run": os.path.realpath(os.path.dirname(weights) if weights else cfg.OUTPUT_DIR),
+        "weights": os.path.basename(weights),
+        "iteration": iteration,
+        "settings": _hash_settings(cfg),
+    }
+    base = evaluation_folder(cfg, dataset_name)
+    for number in count(1):
+        folder = base if number == 1 else f"{base}-{number}"
+        if not os.path.isdir(folder) or not os.listdir(folder) or _is_same(_read(folder), record):
+            break
+    if _read(folder).get("by") != "training" or not weights:
+        os.makedirs(folder, exist_ok=True)
+        with write_whole(os.path.join(folder, RECORD), "w") as file:
+            json.dump(record, file, indent=1)
+    return folder
+
+
+def _is_same(found: dict, record: dict) -> bool:
+    if record["by"] == "training":
+        return found.get("by", "training") == "training"
+    key = "weights" if record["iteration"] is None else "iteration"
+    return all(found.get(name) == record[name] for name in ("run", "settings", key))
+
+
+def _read(folder: str) -> dict:
+    try:
+        with open(os.path.join(folder, RECORD)) as file:
+            return dict(json.load(file))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _hash_settings(cfg: CfgNode) -> str:
+    settings = yaml.safe_load(cfg.dump())
+    model = {key: value for key, value in settings["MODEL"].items() if key not in NO_INFLUENCE}
+    model["BACKBONE"].pop("PRETRAINED")
+    test = [settings["TEST"]["SLIDING_WINDOW"], settings["TEST"]["AUG"]]
+    sizes = [settings["INPUT"][key] for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")]
+    others = [settings["SOLVER"]["EMA"]["ENABLED"], settings["DATASETS"]["FOLDERS"]]
+    return hashlib.sha256(json.dumps([model, test, sizes, others], sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,54 @@
+"""Writing files whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO
+
+PARTIAL = ".partial"  # ends the name of a file that is being written
+
+
+@contextmanager
+def write_whole(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+    """Open a file that takes its place under ``path`` only when it is complete and on the disk.
+
+    Whatever goes wrong, or whoever kills the process: what was there before stays there.
+
+    Args:
+        path: of the file, in a folder that exists.
+        mode: "wb" or "w".
+
+    Raises:
+        OSError: it cannot be written; the message names the file and says why.
+    """
+    path = os.fspath(path)
+    try:
+        with open(path + PARTIAL, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(path + PARTIAL, path)
+        _sync_folder(os.path.dirname(path))
+    except BaseException as error:
+        with suppress(OSError):
+            os.remove(path + PARTIAL)
+        reason = _system_error(error)
+        if reason is None:
+            raise
+        raise OSError(f"{path}: cannot write this file ({reason.strerror})") from error
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(folder or ".", os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The operating system's error behind another: torch.save hides a full disk behind an error of its own."""
+    while error is not None and not (isinstance(error, OSError) and error.strerror):
+        error = error.__context__
+    return error

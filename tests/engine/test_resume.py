@@ -1,0 +1,179 @@
+"""Going on with a run under a config that differs from its own."""
+
+import logging
+
+import pytest
+import timm
+import torch
+import yaml
+
+from d2_contrast.config import load_config
+from d2_contrast.engine import Trainer, evaluate, train
+from d2_contrast.engine.resume import config_changes, describe_changes, keep_origin
+
+EMA = ["SOLVER.EMA.ENABLED", True]
+
+
+def momenta(trainer: Trainer) -> dict[str, torch.Tensor]:
+    state = trainer.optimizer.state
+    return {name: state[p]["exp_avg"] for name, p in trainer._trainer.named_parameters() if p in state}
+
+
+CHANGED = {
+    "channels": (
+        ["MODEL.UPER.OUT_CHANNELS", 16],
+        r"backbone\.\S+ of the network has the shape \(8, .* there, \(16, .* here \(and \d+ more tensors differ\) "
+        r"\(MODEL.UPER.OUT_CHANNELS 8 there, 16 here\)",
+    ),
+    "fewer parts": (["MODEL.CONTRAST.ENABLED", False], r"projectors\.\S+ of the network there is missing here"),
+    "more parts": (["MODEL.AUX_HEAD.NAME", "FCNHead"], r"aux_head\.\S+ of the network here is missing there"),
+    "optimizer": (["SOLVER.OPTIMIZER", "SGD"], "SOLVER.OPTIMIZER is AdamW there, SGD here"),
+}
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_loaded(make_cfg, run_folder):
+    for options, message in CHANGED.values():
+        trainer = Trainer(make_cfg(*EMA, *options, resume=True))
+        before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+        with pytest.raises(ValueError, match=message) as raised:
+            trainer.resume_or_load(resume=True)
+        path = run_folder / "model_final.pth"
+        assert str(raised.value).startswith(f"{path} cannot be resumed with this config: ")
+        assert f"MODEL.WEIGHTS {path} and another OUTPUT_DIR" in str(raised.value)
+        assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
+        assert not trainer.optimizer.state and not trainer.average.n_averaged and trainer.start_iter == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: c["average"].pop("module.sem_seg_head.predictor.bias"), "the moving average here is missing there"),
+        (lambda c: c["trainer"]["_trainer"]["parameters"][0].reverse(), "exp_avg of .* has the shape .* in the opt"),
+        (lambda c: c["trainer"]["_trainer"]["parameters"][0].pop(), "of the optimizer here is missing there"),
+        (lambda c: c.pop("trainer"), "it holds weights alone, no optimizer or iteration"),
+    ],
+    ids=["average", "order", "names", "weights"],
+)  # fmt: skip
+def test_all_parts_are_compared(make_cfg, run_folder, damage, message):
+    path = run_folder / "model_final.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    damage(checkpoint)
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=message):
+        Trainer(make_cfg(*EMA, resume=True)).resume_or_load(resume=True)
+
+
+def test_fine_tuning_takes_what_fits(make_cfg, run_folder, tmp_path):
+    """MODEL.WEIGHTS is another way: the same file, another network and optimizer."""
+    options = ["MODEL.CONTRAST.ENABLED", False, "SOLVER.OPTIMIZER", "SGD", "OUTPUT_DIR", tmp_path / "tuned"]
+    trainer = Trainer(make_cfg(*options, "MODEL.WEIGHTS", run_folder / "model_final.pth"))
+    trainer.resume_or_load(resume=False)
+    expected = torch.load(run_folder / "model_final.pth", weights_only=True)["model"]
+    assert all(torch.equal(value, expected[name]) for name, value in trainer.network.state_dict().items())
+    assert trainer.start_iter == 0 and not trainer.optimizer.state
+
+
+def test_settings_of_now_count_and_the_saved_config_says_so(make_cfg, run_folder, logged):
+    rates = ["SOLVER.BASE_LR", 0.5, "SOLVER.HEAD_LR_FACTOR", 10.0, "SOLVER.WEIGHT_DECAY_NORM", 0.125]
+    origin = ["MODEL.WEIGHTS", "elsewhere.pth"]
+    cfg = make_cfg(*EMA, *rates, *origin, "SOLVER.MAX_ITER", 8, resume=True)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.save_config()
+
+    # By hand: after two of eight iterations, warmed up, at another rate for all but the backbone.
+    rate = 0.5 * (1 - 2 / 8) ** cfg.SOLVER.POLY_LR_POWER
+    names = {p: name for name, p in trainer._trainer.named_parameters()}
+    for group in trainer.optimizer.param_groups:
+        for name in (names[p] for p in group["params"]):
+            assert group["lr"] == pytest.approx(rate * (1 if name.startswith("backbone.") else 10)), name
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.125, cfg.SOLVER.WEIGHT_DECAY}
+    # Parameters are in other groups now; what belongs to them has gone with them.
+    state = torch.load(run_folder / "model_final.pth", weights_only=True)["trainer"]["_trainer"]
+    order = [name for group in state["parameters"] for name in group]
+    expected = {order[i]: s["exp_avg"] for i, s in state["optimizer"]["state"].items()}
+    assert order != [name for group in trainer._trainer.parameter_names() for name in group]
+    torch.testing.assert_close(momenta(trainer), expected, rtol=0, atol=0)
+
+    text = (run_folder / "config.yaml").read_text()
+    saved = yaml.safe_load(text)
+    assert saved["SOLVER"]["BASE_LR"] == 0.5 and saved["MODEL"]["WEIGHTS"] == ""
+    for said in (logged(), text):
+        assert "SOLVER.BASE_LR: 0.002 before, 0.5 now: honoured from iteration 2 on" in said
+        assert "SOLVER.MAX_ITER: 2 before, 8 now: honoured" in said
+        assert "MODEL.WEIGHTS:  before, elsewhere.pth now: kept as before" in said
+        assert "TEMPERATURE: 0.1 before" not in said
+
+    # The next checkpoint holds them: resumed once more, nothing differs, and the comments stay.
+    trainer.max_iter = 3
+    trainer.train()
+    logging.getLogger("d2_contrast").info("-- second --")
+    again = Trainer(make_cfg(*EMA, *rates, "SOLVER.MAX_ITER", 8, resume=True))
+    again.resume_or_load(resume=True)
+    again.save_config()
+    assert "before" not in logged().partition("-- second --")[2]
+    assert (run_folder / "config.yaml").read_text() == text
+
+
+def test_checkpoints_without_config_and_names(make_cfg, run_folder, logged):
+    """As older versions wrote them: config.yaml and the order of the parameters stand in."""
+    path = run_folder / "model_final.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["config"], checkpoint["trainer"]["_trainer"]["parameters"]
+    torch.save(checkpoint, path)
+    trainer = Trainer(make_cfg(*EMA, "SOLVER.MAX_ITER", 4, "SOLVER.BASE_LR", 0.5, resume=True))
+    trainer.resume_or_load(resume=True)
+    assert "SOLVER.BASE_LR: 0.002 before, 0.5 now" in logged()
+    assert len(momenta(trainer)) == len(checkpoint["trainer"]["_trainer"]["optimizer"]["state"])
+    for options in (["SOLVER.HEAD_LR_FACTOR", 10.0], ["SOLVER.OPTIMIZER", "SGD"]):
+        with pytest.raises(ValueError, match=r"groups of \[\d+, .* there, \[.*\] here|is AdamW there, SGD here"):
+            Trainer(make_cfg(*EMA, *options, resume=True)).resume_or_load(resume=True)
+
+
+def test_nothing_left_to_train(make_cfg, run_folder, logged):
+    trainer = Trainer(make_cfg(*EMA, "SOLVER.MAX_ITER", 1, resume=True))
+    trainer.resume_or_load(resume=True)
+    assert "Nothing is left to train: SOLVER.MAX_ITER is 1" in logged()
+    trainer.train()
+    assert trainer.last_results["sem_seg"]["mIoU"] >= 0
+
+
+def test_changes_of_a_config():
+    cfg = load_config("", ["SOLVER.BASE_LR", "0.1", "DATASETS.TRAIN", "('a',)"])
+    before = yaml.safe_load(cfg.dump())
+    before["SOLVER"]["BASE_LR"] = 0.01
+    before["SOLVER"]["GONE"] = 1
+    before["MODEL"]["WEIGHTS"] = "first.pth"
+    del before["SEED"]
+    changes = config_changes(yaml.safe_dump(before), cfg)
+    assert changes == {
+        "MODEL.WEIGHTS": ("first.pth", ""),
+        "SEED": ("(no such key)", -1),
+        "SOLVER.BASE_LR": (0.01, 0.1),
+        "SOLVER.GONE": (1, "(no such key)"),
+    }
+    kept = keep_origin(cfg, changes)
+    assert kept.MODEL.WEIGHTS == "first.pth" and kept.SOLVER.BASE_LR == 0.1 and cfg.MODEL.WEIGHTS == ""
+    assert len(describe_changes(changes, 5)) == 4
+    assert config_changes(cfg.dump(), cfg) == config_changes("", cfg) == config_changes("a: [", cfg) == {}
+
+
+def test_no_weights_are_downloaded_to_go_on(make_cfg, run_folder, monkeypatch):
+    """A node without network can resume and evaluate."""
+    monkeypatch.setattr("timm.create_model", _without_network(timm.create_model))
+    pretrained = [*EMA, "MODEL.BACKBONE.PRETRAINED", True, "SOLVER.MAX_ITER", 3]
+    cfg = make_cfg(*pretrained, resume=True)
+    train(cfg, resume=True)
+    assert yaml.safe_load((run_folder / "config.yaml").read_text())["MODEL"]["BACKBONE"]["PRETRAINED"] is False
+    assert evaluate(make_cfg(*pretrained, eval_only=True), resume=True)
+    with pytest.raises(RuntimeError, match="cannot be downloaded"):
+        train(make_cfg(*pretrained, "OUTPUT_DIR", run_folder / "new"))
+
+
+def _without_network(create_model):
+    def create(*args, pretrained=False, **kwargs):
+        if pretrained:
+            raise ConnectionError("no network")
+        return create_model(*args, pretrained=pretrained, **kwargs)
+
+    return create

@@ -1,0 +1,77 @@
+import sys
+
+import pytest
+from torch.utils.data import DataLoader
+
+from d2_contrast.config import load_config
+from d2_contrast.data import read_image
+from d2_contrast.engine.resume import config_changes
+from d2_contrast.errors import DEBUG, PEER_ENDED, explain, in_plain_words
+
+
+def catch(function, *args) -> Exception:
+    with pytest.raises(Exception) as raised:
+        function(*args)
+    return raised.value
+
+
+class Images:
+    """A dataset whose files are missing, or whose code is wrong."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return read_image(self.path) if self.path else {}["key"]
+
+
+def test_what_speaks_to_users(tmp_path):
+    sentences = {
+        explain(catch(load_config, "", ["LAMBDA", "1"])): "command line: Non-existent key: LAMBDA",
+        explain(catch(read_image, f"{tmp_path}/a.png")): f"{tmp_path}/a.png: no such image",
+        explain(catch(open, f"{tmp_path}/b.txt")): f"{tmp_path}/b.txt: No such file or directory",
+        explain(catch(lambda: load_config("").merge_from_list(["SEED", "x"]))): "Type mismatch (<class 'int'> vs. ",
+    }
+    for sentence, expected in sentences.items():
+        assert sentence.startswith(expected) and "\n" not in sentence
+
+
+def test_what_is_a_bug():
+    """Also where it is of a type that speaks to users elsewhere."""
+
+    def of_the_test():
+        raise ValueError("not of the package")
+
+    for function, args in ((of_the_test, ()), (config_changes, (None, None)), (int, ("x",)), (lambda: {}["key"], ())):
+        assert explain(catch(function, *args)) is None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_exceptions_of_workers(workers, tmp_path):
+    for path, expected in ((f"{tmp_path}/a.png", f"{tmp_path}/a.png: no such image"), ("", None)):
+        assert explain(catch(lambda p: next(iter(DataLoader(Images(p), num_workers=workers))), path)) == expected
+
+
+def test_a_lost_process():
+    text = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4567"
+    assert explain(RuntimeError(text)) == PEER_ENDED
+    assert explain(RuntimeError("connection closed by peer")) is None
+
+
+def test_the_process_ends_with_a_sentence(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/train_net.py"])
+    with pytest.raises(SystemExit) as ended, in_plain_words():
+        load_config("", ["SEED"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "train_net.py: error: SEED has no value: expected keys and values in turn\n"
+    with pytest.raises(KeyError), in_plain_words():
+        {}["key"]
+    monkeypatch.setenv(DEBUG, "1")
+    with pytest.raises(ValueError, match="SEED has no value"), in_plain_words():
+        load_config("", ["SEED"])
+    with pytest.raises(SystemExit) as ended, in_plain_words():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
