@@ -1,4 +1,4 @@
-# make demo: set everything up, train, evaluate and draw on the embedded dataset.
+# make demo: set everything up, train without and with the losses on the embedded dataset, and compare.
 # make test: set everything up, run the test suite.
 # All share one environment in .venv; it is made once and again only if its description changes.
 # TORCH=cpu, given when it is made, takes PyTorch without CUDA: 1 GB instead of 6.
@@ -7,7 +7,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DEMO_CONFIG := configs/shapes/uper_r18_contrast.yaml
 
 # Name of one of PyTorch's own package indexes (cpu, cu126, ...); empty: PyPI, whose wheels bring CUDA.
 TORCH ?=
@@ -32,7 +31,7 @@ $(READY): pyproject.toml setup.py tools/install_detectron2.py
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/python train_net.py --config-file $(DEMO_CONFIG)
+	$(BIN)/python tools/demo.py
 
 test: $(READY)
 	$(BIN)/python -m pytest

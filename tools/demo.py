@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+"""Train a small network without and with the contrastive losses on the embedded dataset, and compare the two.
+
+    python tools/demo.py           # again: goes on where it was stopped
+
+Both train at the same time, each on half of the cores, by configs/ablations/demo.yaml. The comparison ends with their
+mIoU, what their feature maps know about classes, and the pictures to look at. Keys and values override both configs.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SPEC = ROOT / "configs/ablations/demo.yaml"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train what is not trained yet and compare; returns the exit code of what fails first, or 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder for all files")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to override in both")
+    args = parser.parse_args(argv)
+
+    command = [sys.executable, str(ROOT / "tools/ablate.py"), str(SPEC), "--jobs", "2", "--output", str(args.output)]
+    if code := subprocess.call([*command, *args.overrides]):
+        return code
+    from d2_contrast.ablation import Store, read_spec
+
+    store = Store(args.output, args.output / "results")
+    folders = [str(store.folder(run)) for run in read_spec(str(SPEC), args.overrides).runs]
+    command = [sys.executable, str(ROOT / "tools/compare_runs.py"), *folders]
+    return subprocess.call([*command, "--output", str(args.output / "comparison")])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
