@@ -1,3 +1,4 @@
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -7,6 +8,15 @@ import pytest
 # Before torch is imported, here and in processes that tests start: tensors are small, and threads that wait for each
 # other on a busy machine can take longer than all the work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def drop_closed_logs():
+    """Runs of earlier tests log to streams that ended with these tests."""
+    for name in ("fvcore", "detectron2", "d2_contrast"):
+        logger = logging.getLogger(name)
+        for handler in [h for h in logger.handlers if getattr(getattr(h, "stream", None), "closed", False)]:
+            logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -169,7 +169,8 @@ def test_detectron2s_own_segmentor(make_cfg):
     output = Path(cfg.OUTPUT_DIR)
     for name in ("predictions.png", "tsne.png", "confusion.png", "curves.png"):
         assert (output / name).is_file(), name
-    evaluated = evaluate(make_cfg(*options, "MODEL.WEIGHTS", output / "model_final.pth", base="uper_r18.yaml"))
+    weights = ["MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", output / "again"]
+    evaluated = evaluate(make_cfg(*options, *weights, base="uper_r18.yaml"))
     assert evaluated["sem_seg"] == pytest.approx(trained["sem_seg"], nan_ok=True)
 
 

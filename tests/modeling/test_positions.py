@@ -61,7 +61,9 @@ def test_predictions_are_where_training_put_them(name):
         truth = coordinates(padded, padded).repeat(4, 1, 1)
         (output,) = model([{"image": torch.zeros(3, *size)}])
         assert output["sem_seg"].shape == (8, *size)
-        torch.testing.assert_close(output["sem_seg"][inner], truth[:, : size[0], : size[1]][inner], rtol=0, atol=1e-3)
+        torch.testing.assert_close(
+            output["sem_seg"][inner], truth.float()[:, : size[0], : size[1]][inner], rtol=0, atol=1e-3
+        )
         head.train()(head.features, torch.zeros(1, *padded))
         torch.testing.assert_close(head.kept[0][inner], truth.float()[inner], rtol=0, atol=1e-3)
         head.eval()
@@ -88,7 +90,7 @@ def test_logits_of_a_backbone_that_breaks_its_promise():
     head.image_size = (64, 96)
     (output,) = model([{"image": torch.zeros(3, 40, 90)}])
     truth = coordinates((64, 96), (64, 96))[:, 4:40, 4:90]
-    torch.testing.assert_close(output["sem_seg"][:, 4:, 4:], truth, rtol=0, atol=1e-3)
+    torch.testing.assert_close(output["sem_seg"][:, 4:, 4:], truth.float(), rtol=0, atol=1e-3)
 
 
 def test_a_map_without_its_border_is_put_in_the_middle():

@@ -21,7 +21,7 @@ def root(tmp_path, monkeypatch):
     for name in set(DatasetCatalog) - known:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    folders._registered.clear()
+        folders._registered.pop(name, None)
 
 
 @pytest.fixture
