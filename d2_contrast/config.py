@@ -3,7 +3,7 @@
 import difflib
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from . import _detectron2  # noqa: F401 (a check, so it comes first)
 
@@ -98,11 +98,11 @@ def _rename_old_keys(loaded: dict, where: str) -> None:
         section[new_key] = section.pop(key)
 
 
-def flatten(cfg: CN, prefix: str = "") -> dict[str, object]:
-    """The values of a config by dotted key."""
+def flatten(cfg: Mapping, prefix: str = "") -> dict[str, object]:
+    """The values of a config, or of what a config file holds, by dotted key."""
     flat: dict[str, object] = {}
     for key, value in cfg.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, CN) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
 
 

@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from torch import Tensor
 from tqdm import tqdm
 
+from ..config import flatten
 from ..data import get_ignore_label, read_image, read_label
 from ..engine.setup import check_datasets
 from ..evaluation import build_evaluator, build_inference_model
@@ -234,19 +235,12 @@ def _views(cfg: CfgNode) -> dict[str, object]:
 
 def _settings(runs: Sequence[TrainedRun]) -> dict[str, list]:
     """Config keys, but for the folder, in which two runs differ, with both values."""
-    first, second = (_flatten(run.cfg) for run in runs)
+    first, second = (flatten(run.cfg) for run in runs)
     return {
         key: [first.get(key), second.get(key)]
         for key in first | second
         if key != "OUTPUT_DIR" and first.get(key) != second.get(key)
     }
-
-
-def _flatten(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in cfg.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {prefix + key: value}
-    return flat
 
 
 def _pair(values: Sequence[float]) -> list[str]:

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from ..config import flatten
 from ..modeling.weights import DERIVED
 from .train_step import TrainStep
 
@@ -35,7 +36,7 @@ def config_changes(before: str, cfg: CfgNode) -> Changes:
         old = {}
     if not old:
         return {}
-    old, new = _flatten(old), _flatten(yaml.safe_load(cfg.dump()))
+    old, new = flatten(old), flatten(yaml.safe_load(cfg.dump()))
     keys = sorted(old.keys() | new.keys())
     pairs = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
@@ -151,10 +152,3 @@ def _shapes(state: Mapping) -> dict[str, tuple]:
         for name, value in state.items()
         if hasattr(value, "shape") and not str(name).endswith(DERIVED)
     }
-
-
-def _flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for key, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
-    return flat
