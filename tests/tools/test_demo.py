@@ -1,0 +1,33 @@
+import runpy
+import subprocess
+from pathlib import Path
+
+import pytest
+
+main = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "demo.py"))["main"]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Commands that the demo runs, and the exit codes that they have in turn."""
+    commands, codes = [], []
+    monkeypatch.setattr(subprocess, "call", lambda command: commands.append(command) or codes.pop(0))
+    return commands, codes
+
+
+def test_trains_both_and_compares_them(calls, tmp_path):
+    commands, codes = calls
+    codes += [0, 3]
+    assert main(["--output", str(tmp_path), "SOLVER.MAX_ITER", "4"]) == 3
+    train, compare = commands
+    assert train[1].endswith("ablate.py") and train[-2:] == ["SOLVER.MAX_ITER", "4"]
+    assert compare[1].endswith("compare_runs.py")
+    baseline, run = (Path(folder) for folder in compare[2:4])
+    assert baseline.parent == run.parent == tmp_path
+    assert baseline.name.startswith("cross-entropy_seed1_") and run.name.startswith("with-the-losses_seed1_")
+
+
+def test_what_is_not_trained_is_not_compared(calls, tmp_path):
+    commands, codes = calls
+    codes.append(130)
+    assert main(["--output", str(tmp_path)]) == 130 and len(commands) == 1
