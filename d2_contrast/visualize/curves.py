@@ -9,7 +9,7 @@ from detectron2.utils.file_io import PathManager
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .style import FONT_SIZE, LINE_COLORS, figure, plain
+from .style import FONT_SIZE, LINE_COLORS, figure, plain, wrap
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,8 @@ def draw_anchors(runs: Mapping[str, Mapping[str, Series]]) -> Figure:
     """
     scales = list(dict.fromkeys(k.split("/")[1] for metrics in runs.values() for k in metrics if is_of_anchors(k)))
     colors = dict(zip(scales, LINE_COLORS * -(-len(scales) // len(LINE_COLORS))))
-    fig = figure(7.5 * len(runs) + 1.5, 7.5)
+    side = 7.5  # inches
+    fig = figure(side * len(runs) + 1.5, side)
     axes = fig.subplots(2, len(runs), sharex="col", sharey="row", squeeze=False, height_ratios=[2, 3])
     for column, (title, metrics) in zip(axes.T, runs.items()):
         counts, cosines = column
@@ -97,7 +98,7 @@ def draw_anchors(runs: Mapping[str, Mapping[str, Series]]) -> Figure:
             _draw_smoothed(counts, metrics, f"contrast/{scale}/num_anchors", color, "-")
             _draw_smoothed(cosines, metrics, f"contrast/{scale}/positive_similarity", color, "-")
             _draw_smoothed(cosines, metrics, f"contrast/{scale}/negative_similarity", color, "--")
-        counts.set_title(f"Anchors of each scale, {title}", fontsize=FONT_SIZE + 2)
+        counts.set_title(wrap(f"Anchors of each scale, {title}", side), fontsize=FONT_SIZE + 2)
         _prepare(counts, "anchors in a batch")
         _prepare(cosines, "mean cosine of two anchors")
         cosines.set_xlabel("iteration", fontsize=FONT_SIZE + 1)

@@ -14,7 +14,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from ..evaluation import LabelledVectors
-from .style import FONT_SIZE, MARKERS, figure, legend_column_width, plain
+from .style import FONT_SIZE, MARKERS, figure, legend_column_width, plain, wrap
 
 # Fewer points than this make no picture.
 MIN_POINTS = 10
@@ -51,12 +51,13 @@ def draw_embeddings(
     )
     legend_columns = -(-len(legend) // (20 * len(grid))) or 1
     legend_width = legend_columns * legend_column_width(h.get_label() for h in legend)
-    fig = figure(3.8 * len(grid[0]) + legend_width, 4.0 * len(grid) + 0.4)
+    side = 3.8  # inches
+    fig = figure(side * len(grid[0]) + legend_width, (side + 0.2) * len(grid) + 0.4)
     maps = []
     for axes, line in zip(fig.subplots(len(grid), len(grid[0]), squeeze=False), grid):
         for ax in axes[len(line) :]:
             ax.set_axis_off()
-        maps += [_Map(ax, name, [("o", points)]) for ax, (name, points) in zip(axes, line)]
+        maps += [_Map(ax, wrap(name, side), [("o", points)]) for ax, (name, points) in zip(axes, line)]
     _draw_maps(maps, class_colors)
     fig.legend(handles=legend, loc="outside right center", ncols=legend_columns, frameon=False, fontsize=FONT_SIZE)
     fig.suptitle(title, fontsize=FONT_SIZE + 2)
@@ -81,13 +82,14 @@ def draw_joint_embeddings(
     legend += _class_handles((p for maps in panels.values() for p in maps.values()), class_names, class_colors)
     legend_columns = -(-len(legend) // 24)
     legend_width = legend_columns * legend_column_width(h.get_label() for h in legend)
-    fig = figure(5.2 * len(panels) + legend_width, 5.8)
+    side = 5.2  # inches
+    fig = figure(side * len(panels) + legend_width, side + 0.6)
     axes = fig.subplots(1, len(panels), squeeze=False).flat
     _draw_maps(
         [
             _Map(
                 ax,
-                f"{name}, {sum(map(len, maps.values()))} positions",
+                wrap(f"{name}, {sum(map(len, maps.values()))} positions", side),
                 [(markers[scale], points) for scale, points in maps.items()],
             )
             for ax, (name, maps) in zip(axes, panels.items())

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from .style import FONT_SIZE, farthest_color, figure, legend_column_width, plain
+from .style import FONT_SIZE, farthest_color, figure, legend_column_width, plain, wrap
 
 IGNORED_COLOR = (0, 0, 0)
 CORRECT_COLOR = (232, 232, 232)
@@ -79,9 +79,9 @@ def draw_predictions(
             image, note = _panel(sample, what, network, palette, wrong_color, ignore_label)
             if image is not None:
                 ax.imshow(image, interpolation="nearest" if what != "image" else None)
-                ax.set_title(note, fontsize=FONT_SIZE - 1, pad=3)
+                ax.set_title(wrap(note, side), fontsize=FONT_SIZE - 1, pad=3)
     for ax, (what, network) in zip(axes[0], panels):
-        heading = f"{what} of {network}" if network and len(networks) > 1 else what
+        heading = wrap(f"{what} of {network}" if network and len(networks) > 1 else what, side)
         ax.set_title(f"{heading}\n{ax.get_title()}", fontsize=FONT_SIZE, pad=3)
     fig.legend(handles=entries, loc="outside lower center", ncols=columns, frameon=False, fontsize=FONT_SIZE)
     return fig

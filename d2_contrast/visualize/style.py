@@ -1,6 +1,7 @@
 """What all figures share. They are drawn as objects of their own, without pyplot's global state."""
 
 import io
+import textwrap
 from collections.abc import Iterable
 
 import numpy as np
@@ -58,6 +59,12 @@ def plain(name: str) -> str:
         name = name[: MAX_LETTERS - 1] + "…"
     # Legends leave out names that start with an underscore.
     return "\N{ZERO WIDTH SPACE}" + name if name.startswith("_") else name
+
+
+def wrap(text: str, width: float) -> str:
+    """Break a title into lines that are not wider than a panel, inches; inside of words where they have to be."""
+    letters = max(int(width / 0.085), 10)
+    return "\n".join(line for part in text.split("\n") for line in textwrap.wrap(part, letters) or [""])
 
 
 def legend_column_width(names: Iterable[str]) -> float:

@@ -136,6 +136,12 @@ class TestPredictions:
         fig = draw_predictions([s], NAMES, COLORS, ignore_label=0)
         assert fig.axes[1].images[0].get_array()[0].tolist() == [[0, 0, 0], COLORS[1].tolist()]
 
+    def test_long_names_of_networks(self):
+        networks = ("cross-entropy_of_everything_seed1_f6162256", "with-the-losses_on_all_scales_seed1_0298b59e")
+        fig = draw_predictions([sample(networks=networks)], NAMES, COLORS)
+        check_no_overlap(fig)
+        assert "".join(fig.axes[2].get_title().split()).startswith(f"predictionof{networks[0]}")
+
     def test_two_networks(self):
         samples = [sample(seed=seed, networks=("one", "other")) for seed in range(2)]
         fig = draw_predictions(samples, NAMES, COLORS)
@@ -281,6 +287,9 @@ class TestEmbeddings:
         ]
         noted = draw_embeddings({"x": runs["x"]}, NAMES, COLORS, "title", {"x": {"p2": "good", "p3": "better"}})
         assert [ax.get_title() for ax in noted.axes] == ["x\np2, good", "x\np3, better"]
+        check_no_overlap(
+            draw_embeddings({"a rather long name " * 5 + n: runs[n] for n in "xy"}, NAMES, COLORS, "title")
+        )
         # Both maps of a network are equal here, and so are their pictures; those of another network are not.
         x, y, _, x_again, *_ = [ax.collections[0].get_offsets().data for ax in fig.axes]
         np.testing.assert_array_equal(x, x_again)
