@@ -4,10 +4,11 @@
     python tools/install_detectron2.py --from pypi        # no compiler, no GitHub needed
     python tools/install_detectron2.py --from git [REF]   # upstream's sources, compiled here
 
-If Detectron2 can be imported already, nothing is done. ``--from pypi`` takes the complete, pure-Python Detectron2 0.6
-(Apache-2.0) that the wheel ``labgym`` on PyPI carries as ``LabGym/detectron2``, undoes the renaming of its imports and
-installs the result as a regular ``detectron2`` wheel. Nothing else of that wheel is used. The copy has no compiled
-operators (deformable convolution, rotated boxes); semantic segmentation does not need them.
+If a Detectron2 that has what this project needs can be imported already, nothing is done. ``--from pypi`` takes the
+complete, pure-Python Detectron2 0.6 (Apache-2.0) that the wheel ``labgym`` on PyPI carries as ``LabGym/detectron2``,
+undoes the renaming of its imports and installs the result as a regular ``detectron2`` wheel. Nothing else of that wheel
+is used. The copy has no compiled operators (deformable convolution, rotated boxes); semantic segmentation does not need
+them.
 """
 
 import argparse
@@ -24,7 +25,8 @@ CARRIER_SHA256 = "a2900cff8a3fb508e1975f19b5f9abd9f261966db87b0c332697fb4138c1cb
 CARRIED_FOLDER = "LabGym/detectron2/"
 VERSION = "0.6+purepython"
 UPSTREAM = "https://github.com/facebookresearch/detectron2"
-LICENSE = Path(__file__).resolve().parents[1] / "LICENSE"
+CLONE = Path(__file__).resolve().parents[1]
+LICENSE = CLONE / "LICENSE"
 
 # Upstream's own requirements. Its model_zoo imports pkg_resources, which setuptools 81 removed.
 REQUIREMENTS = (
@@ -80,16 +82,21 @@ def find_detectron2() -> str | None:
     """Return "version at folder" of the Detectron2 that this interpreter imports, None if it has none.
 
     Raises:
-        InstallError: Detectron2 or torch is there but cannot be imported.
+        InstallError: Detectron2 or torch is there but cannot be imported, or lacks what this project needs.
     """
     # A subprocess, since a module that failed to import leaves traces in the one that tried.
-    code = "import detectron2; print(detectron2.__version__, 'at', detectron2.__path__[0])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    code = (
+        "import sys, detectron2; sys.path.append(sys.argv[1]); import d2_contrast._detectron2; "
+        "print(detectron2.__version__, 'at', detectron2.__path__[0])"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(CLONE)], capture_output=True, text=True)
     if result.returncode == 0:
         return result.stdout.strip()
     reason = result.stderr.strip().splitlines()[-1]
     if reason == "ModuleNotFoundError: No module named 'detectron2'":
         return None
+    if "is too old" in reason:
+        raise InstallError(reason.removeprefix("ImportError: "))
     raise InstallError(f"Detectron2 of {sys.executable} does not import ({reason}): repair or uninstall it first.")
 
 

@@ -17,7 +17,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     """An endless loader of batches of ``DATASETS.TRAIN``.
 
     ``DATALOADER.SAMPLER_TRAIN`` takes Detectron2's samplers; "RepeatFactorTrainingSampler" goes by the classes in
-    the label maps, with ``DATALOADER.REPEAT_THRESHOLD``.
+    the label maps, with ``DATALOADER.REPEAT_THRESHOLD`` and, where Detectron2 has it, ``REPEAT_SQRT``.
 
     Raises:
         KeyError, OSError, ValueError: as :func:`load_dicts`, :func:`~.metadata.check_metadata` and
@@ -29,7 +29,9 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     sampler = None
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         counts = np.concatenate([count_label_pixels(name, dicts) for name, dicts in datasets.items()])
-        sampler = repeat_factor_sampler(counts, cfg.DATALOADER.REPEAT_THRESHOLD)
+        # REPEAT_SQRT is a key of newer Detectron2 alone.
+        sqrt = cfg.DATALOADER.get("REPEAT_SQRT", True)
+        sampler = repeat_factor_sampler(counts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt)
     return build_detection_train_loader(
         cfg,
         mapper=SemSegMapper(cfg, is_train=True),

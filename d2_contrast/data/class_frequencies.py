@@ -61,7 +61,7 @@ def count_label_pixels(dataset_name: str, dataset_dicts: Sequence[dict]) -> np.n
         return _count(dataset_name, dataset_dicts)
 
 
-def repeat_factor_sampler(counts: np.ndarray, threshold: float) -> RepeatFactorTrainingSampler:
+def repeat_factor_sampler(counts: np.ndarray, threshold: float, sqrt: bool = True) -> RepeatFactorTrainingSampler:
     """A sampler that repeats images of rare classes.
 
     A class in a share f of the images has the factor max(1, sqrt(threshold / f)), an image the largest factor of
@@ -70,11 +70,15 @@ def repeat_factor_sampler(counts: np.ndarray, threshold: float) -> RepeatFactorT
     Args:
         counts: (N, C) pixels of each class in each image.
         threshold: share of images below which a class counts as rare.
+        sqrt: False for factors without the square root.
     """
     images = [{"annotations": [{"category_id": c} for c in np.flatnonzero(row).tolist()]} for row in counts]
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(images, threshold)
+    factors = torch.as_tensor(factors)
+    if not sqrt:
+        factors = factors.square()  # which keeps 1 and the order, so that it can be done last
     logger.info("Repeat-factor sampling: %d images become %.1f per epoch", len(factors), float(factors.sum()))
-    return RepeatFactorTrainingSampler(torch.as_tensor(factors))
+    return RepeatFactorTrainingSampler(factors)
 
 
 def _count(dataset_name: str, dataset_dicts: Sequence[dict]) -> np.ndarray:

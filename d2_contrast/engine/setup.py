@@ -74,6 +74,8 @@ def setup(args: Namespace) -> CfgNode:
     if moved:
         logger.warning("The run that was in %s is now in %s", cfg.OUTPUT_DIR, moved)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if cfg.get("FLOAT32_PRECISION"):  # a key of newer Detectron2 alone
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     if not args.eval_only:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.MODEL.DEVICE != wanted:

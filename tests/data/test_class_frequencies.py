@@ -91,11 +91,12 @@ def test_dataset_without_labels_is_an_error(toy):
         count_label_pixels("toy", toy)
 
 
-def test_repeat_factors_equal_the_hand_computed_ones():
-    # Shares of images: class a 1, class b 3/4, class c 1/4. With a threshold of 1: factors 1, sqrt(4/3) and 2.
-    sampler = repeat_factor_sampler(np.array(COUNTS), threshold=1.0)
+@pytest.mark.parametrize("sqrt", [True, False])
+def test_repeat_factors_equal_the_hand_computed_ones(sqrt):
+    # Shares of images: class a 1, class b 3/4, class c 1/4. With a threshold of 1: 1, 4/3 and 4, or their roots.
+    sampler = repeat_factor_sampler(np.array(COUNTS), threshold=1.0, sqrt=sqrt)
     drawn = Counter(islice(iter(sampler), 20000))
-    expected = np.array([np.sqrt(4 / 3), 1, 2, np.sqrt(4 / 3)])
+    expected = np.array([4 / 3, 1, 4, 4 / 3]) ** (0.5 if sqrt else 1)
     share = np.array([drawn[i] for i in range(4)]) / 20000
     np.testing.assert_allclose(share, expected / expected.sum(), atol=0.01)
 
@@ -126,8 +127,10 @@ def test_train_loader_repeats_rare_classes(toy):
     cfg = loader_config(("toy",))
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
     cfg.DATALOADER.REPEAT_THRESHOLD = 1.0
-    drawn = Counter(s["file_name"][-5] for batch in islice(build_train_loader(cfg), 500) for s in batch)
-    assert drawn["2"] / drawn["1"] == pytest.approx(2, abs=0.3)
+    for sqrt, ratio in ((True, 2), (False, 4)):
+        drawn = Counter(s["file_name"][-5] for batch in islice(build_train_loader(cfg), 500) for s in batch)
+        assert drawn["2"] / drawn["1"] == pytest.approx(ratio, rel=0.15), sqrt
+        cfg.DATALOADER.REPEAT_SQRT = False  # which newer versions of Detectron2 have
 
 
 def test_loaders_from_a_config(tmp_path, monkeypatch):

@@ -106,3 +106,27 @@ def test_pip_failure_is_one_sentence_with_advice(tool):
         tool.run_pip("download", "--no-index", "no-such-package-of-ours", advice="look there.")
     message = str(raised.value)
     assert message.endswith("look there.") and "no-such-package-of-ours" in message and "\n" not in message
+
+
+@pytest.fixture
+def old_detectron2(tmp_path):
+    """A Detectron2 as it was released in 2021, as far as is looked at."""
+    package = tmp_path / "old" / "detectron2"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("__version__ = '0.6'\n")
+    (package / "modeling.py").write_text("class Backbone: pass\n")
+    (package / "solver.py").write_text("def get_default_optimizer_params(model, base_lr=None): ...\n")
+    return package
+
+
+def test_an_old_detectron2_is_refused(old_detectron2):
+    """By what it lacks: it has the same number as a new one."""
+    environment = {"PYTHONPATH": f"{old_detectron2.parent}:{SCRIPT.parents[1]}", "PATH": ""}
+    install = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, env=environment)
+    code = [sys.executable, "-c", "import d2_contrast.config"]
+    first_import = subprocess.run(code, capture_output=True, text=True, env=environment)
+    for result, start in ((install, "install_detectron2: "), (first_import, "ImportError: ")):
+        *_, line = result.stderr.strip().splitlines()
+        assert result.returncode == 1 and line.startswith(f"{start}The Detectron2 in {old_detectron2} is too old: ")
+        for part in ("no SwinTransformer", "padding_constraints", "lr_factor_func", "pip uninstall detectron2"):
+            assert part in line
