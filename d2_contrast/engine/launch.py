@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from ..errors import DEBUG, in_plain_words
-from .stop import SIGNALS
+from .stop import heeded_signals
 
 
 def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
@@ -54,7 +54,7 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
 
 
 def _start_processes(main: Callable[[Namespace], object], args: Namespace) -> None:
-    for number in SIGNALS:
+    for number in heeded_signals():
         signal.signal(number, _pass_on)
     claim = multiprocessing.get_context("spawn").Lock()
     try:
@@ -74,8 +74,11 @@ def _start_processes(main: Callable[[Namespace], object], args: Namespace) -> No
 
 
 def _pass_on(number: int, _frame) -> None:
-    for process in multiprocessing.active_children():
+    processes = multiprocessing.active_children()
+    for process in processes:
         os.kill(process.pid, number)
+    if not processes:
+        sys.exit(128 + number)
 
 
 def _work(main: Callable[[Namespace], object], args: Namespace, claim: Lock) -> None:

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_context
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..data import SemSegMapper, read_image, read_label
+from ..data import SemSegMapper, load_dicts
+from ..data.checks import check_sample
 from ..errors import explain
 from ..evaluation import build_evaluator, build_inference_model
 
@@ -33,7 +34,7 @@ def check_run(cfg: CfgNode, network: nn.Module) -> None:
     Random numbers are as before afterwards.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: something is wrong with a dataset; the message names it and the file.
+        OSError, ValueError: something is wrong with a dataset; the message names it and the file.
         RuntimeError: a prediction fails.
     """
     start = time.monotonic()
@@ -47,32 +48,24 @@ def check_run(cfg: CfgNode, network: nn.Module) -> None:
 
 def check_dataset(name: str, is_train: bool) -> None:
     """Check that the files of a dataset are there, that labels are where they are needed, and read a few samples."""
-    samples = DatasetCatalog.get(name)
-    if not samples:
-        raise ValueError(f"dataset {name!r} has no images")
-    unlabelled = [sample["file_name"] for sample in samples if "sem_seg_file_name" not in sample]
+    samples = load_dicts(name)
+    unlabelled = [sample["file_name"] for sample in samples if sample.get("sem_seg_file_name") is None]
     if unlabelled and (is_train or len(unlabelled) < len(samples)):
         raise ValueError(
             f"dataset {name!r}: {len(unlabelled)} of {len(samples)} images have no label, the first is {unlabelled[0]}"
         )
-    files = [sample[key] for sample in samples for key in ("file_name", "sem_seg_file_name") if key in sample]
+    files = [sample[key] for sample in samples for key in ("file_name", "sem_seg_file_name") if sample.get(key)]
     if missing := find_missing(files):
         raise FileNotFoundError(f"dataset {name!r}: {len(missing)} files are missing, the first is {missing[0]}")
     metadata = MetadataCatalog.get(name)
     for sample in samples[:: -(-len(samples) // SAMPLES)]:
-        height, width = read_image(sample["file_name"]).shape[:2]
-        if "sem_seg_file_name" in sample:
-            label = read_label(sample["sem_seg_file_name"], metadata)
-            if label.shape != (height, width):
-                raise ValueError(
-                    f"dataset {name!r}: {sample['file_name']} has {height} x {width} pixels (height x width), but "
-                    f"{sample['sem_seg_file_name']} {label.shape[0]} x {label.shape[1]}"
-                )
+        for problem in check_sample(sample, metadata).problems:
+            raise ValueError(f"dataset {name!r}: {problem}")
 
 
 def check_prediction(cfg: CfgNode, network: nn.Module, name: str) -> None:
     """Predict one image of a test dataset as an evaluation would, unless that takes too long."""
-    sample = DatasetCatalog.get(name)[0]
+    sample = load_dicts(name)[0]
     inputs = SemSegMapper(cfg, is_train=False)(sample)
     segment = build_inference_model(cfg, network)
     views = getattr(segment, "views", [(1.0, False)])

@@ -1,4 +1,4 @@
-"""Ending a run when the system or the user asks for it, by SIGTERM or Ctrl-C, without losing what was trained."""
+"""Ending a run when the system or the user asks for it, without losing what was trained."""
 
 import os
 import signal
@@ -6,13 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # preempted, Ctrl-C, terminal closed
 # One Ctrl-C can reach a process twice, from the terminal and from its launcher: what follows within so many seconds is
 # the same request.
 SAME_REQUEST = 1.0
@@ -48,7 +49,7 @@ class StopRequests:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._pipe_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in heeded_signals()}
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
@@ -101,7 +102,13 @@ class StopRequests:
             os._exit(128 + number)
 
     def _say(self, text: str) -> None:
-        os.write(2, f"{text} (process {os.getpid()})\n".encode())
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, f"{text} (process {os.getpid()})\n".encode())
+
+
+def heeded_signals() -> list[signal.Signals]:
+    """SIGNALS but for those that are ignored, as nohup has it: they stay so."""
+    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 class StoppableEvaluator(DatasetEvaluator):

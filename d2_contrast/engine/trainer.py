@@ -17,6 +17,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWrit
 from torch import nn
 
 from ..data import build_test_loader, build_train_loader
+from ..errors import explain
 from ..evaluation import build_evaluator, build_inference_model, claim_evaluation_folder
 from ..output import write_whole
 from .averaging import UpdateAverage, averaged_weights, build_average
@@ -182,6 +183,9 @@ class Trainer(DefaultTrainer):
 
     def _end_early(self, error: BaseException) -> None:
         self.stop.answer()
+        if not isinstance(error, Stopped):
+            sentence = explain(error)
+            logger.error("%s", sentence or "Exception in training", exc_info=None if sentence else error)
         if comm.is_main_process():
             logger.warning("This run ends early. %s", self._rescue(error))
             for hook in self._hooks:

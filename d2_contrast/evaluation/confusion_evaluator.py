@@ -12,11 +12,11 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 from torch import Tensor
 
 from ..data import check_metadata, describe_missing_classes, get_ignore_label, read_label
+from ..output import write_whole
 from .background import Background
 from .metrics import argmax_classes, count_confusion, summarize_confusion
 
@@ -135,11 +135,10 @@ class ConfusionEvaluator(DatasetEvaluator):
         return sum(gathered[1:], gathered[0]) if comm.is_main_process() else None
 
     def _save(self, results: Mapping[str, float]) -> None:
-        PathManager.mkdirs(self.output_dir)
-        path = os.path.join(self.output_dir, CONFUSION_FILE)
-        with PathManager.open(path, "wb") as f:
+        os.makedirs(self.output_dir, exist_ok=True)
+        with write_whole(os.path.join(self.output_dir, CONFUSION_FILE)) as f:
             np.savez_compressed(f, confusion=self.confusion, class_names=np.array(self.class_names))
-        with PathManager.open(os.path.join(self.output_dir, RESULTS_FILE), "w") as f:
+        with write_whole(os.path.join(self.output_dir, RESULTS_FILE), "w") as f:
             # JSON has no NaN: a class that does not occur has null.
             json.dump({k: None if np.isnan(v) else v for k, v in results.items()}, f, indent=1)
 

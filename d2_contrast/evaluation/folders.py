@@ -80,7 +80,8 @@ def _hash_settings(cfg: CfgNode) -> str:
     settings = yaml.safe_load(cfg.dump())
     model = {key: value for key, value in settings["MODEL"].items() if key not in NO_INFLUENCE}
     model["BACKBONE"].pop("PRETRAINED")
-    test = [settings["TEST"]["SLIDING_WINDOW"], settings["TEST"]["AUG"]]
+    test = [settings["TEST"].get(key) for key in ("SLIDING_WINDOW", "AUG", "AMP")]
     sizes = [settings["INPUT"][key] for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")]
-    others = [settings["SOLVER"]["EMA"]["ENABLED"], settings["DATASETS"]["FOLDERS"]]
+    solver = settings["SOLVER"]
+    others = [solver["EMA"]["ENABLED"], solver["AMP"]["DTYPE"], settings["DATASETS"]["FOLDERS"]]
     return hashlib.sha256(json.dumps([model, test, sizes, others], sort_keys=True).encode()).hexdigest()[:16]

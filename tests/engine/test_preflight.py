@@ -35,7 +35,7 @@ def narrow(path: Path) -> None:
 
 DAMAGE = {
     "missing": (lambda root, _: (root / "labels/val/1.png").unlink(), r"'tiny.*1 files are missing, .*val/1.png"),
-    "size": (lambda root, _: narrow(root / "labels/val/2.png"), r"val/2.png has 128 x 128 pixels .* 128 x 127"),
+    "size": (lambda root, _: narrow(root / "labels/val/2.png"), r"val/2.png: the label has 128 x 127 pixels"),
     "empty": (lambda root, _: (root / "images/val/0.png").write_bytes(b""), r"images/val/0.png: cannot read"),
     "class": (lambda root, _: Image.new("L", (128, 128), 77).save(root / "labels/val/0.png"), r"val/0.png: .*77"),
     "some unlabelled": (lambda _, s: s[1].pop("sem_seg_file_name"), r"1 of 3 images have no label, .*images/val/1.png"),

@@ -13,8 +13,9 @@ import torch
 from detectron2.engine import HookBase
 from processes import run_in_two_processes
 
+from d2_contrast.data import read_image
 from d2_contrast.engine import Trainer
-from d2_contrast.engine.stop import Stopped, StopRequests
+from d2_contrast.engine.stop import SIGNALS, Stopped, StopRequests
 from d2_contrast.evaluation import ConfusionEvaluator
 
 BASE = "uper_r18.yaml"
@@ -40,9 +41,18 @@ def interrupt(number: int):
     return lambda: os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_a_checkpoint_first(make_cfg, number, logged):
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+@pytest.fixture
+def heeded():
+    """No signal is ignored, as some are where the tests themselves run in the background."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_saves_a_checkpoint_first(make_cfg, number, heeded, logged):
+    before = [signal.getsignal(n) for n in SIGNALS]
     trainer = Trainer(make_cfg(*LONG, base=BASE))
     trainer.register_hooks([At(1, interrupt(number))])
     with pytest.raises(Stopped) as stopped:
@@ -52,7 +62,7 @@ def test_a_signal_saves_a_checkpoint_first(make_cfg, number, logged):
     assert "model_0000001.pth is saved: go on with --resume" in logged()
     weights = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     torch.testing.assert_close(last_of(trainer)["model"], weights, rtol=0, atol=0)
-    assert before == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    assert before == [signal.getsignal(n) for n in SIGNALS]
 
     again = Trainer(make_cfg(*LONG, base=BASE, resume=True))
     again.resume_or_load(resume=True)
@@ -204,3 +214,26 @@ def test_a_signal_to_the_launcher(write_config, tmp_path, pytestconfig):
     assert code == 128 + signal.SIGTERM, (tmp_path / "log").read_text()[-3000:]
     assert torch.load(output / (output / "last_checkpoint").read_text(), weights_only=True)["iteration"] >= 19
     assert not (output / "run.lock").exists() and "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_ignored_signals_stay_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequests() as requests:
+            interrupt(signal.SIGHUP)()
+            requests.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_faults_are_in_the_log(make_cfg, monkeypatch, logged):
+    """A mistake as a sentence, a bug with its traceback."""
+    faults = {"none.png: no such image": lambda: read_image("none.png"), "KeyError: 'x'": lambda: {}["x"]}
+    for says, fault in faults.items():
+        trainer = Trainer(make_cfg(*LONG, base=BASE))
+        monkeypatch.setattr(trainer, "run_step", fault)
+        with pytest.raises((OSError, KeyError)):
+            trainer.train()
+        assert says in logged()
+    assert logged().count("Traceback") == 1
