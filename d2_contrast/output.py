@@ -12,30 +12,39 @@ PARTIAL = ".partial"  # ends the name of a file that is being written
 def write_whole(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """Open a file that takes its place under ``path`` only when it is complete and on the disk.
 
-    Whatever goes wrong, or whoever kills the process: what was there before stays there.
+    Whatever goes wrong, or whoever kills the process: what was there before stays there. Several processes may write
+    the same file: the last one has it.
 
     Args:
         path: of the file, in a folder that exists.
-        mode: "wb" or "w".
+        mode: "wb" or "w", which is UTF-8.
 
     Raises:
         OSError: it cannot be written; the message names the file and says why.
     """
     path = os.fspath(path)
+    partial = f"{path}.{os.getpid()}{PARTIAL}"
     try:
-        with open(path + PARTIAL, mode) as file:
+        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(path + PARTIAL, path)
+        os.replace(partial, path)
         _sync_folder(os.path.dirname(path))
     except BaseException as error:
         with suppress(OSError):
-            os.remove(path + PARTIAL)
+            os.remove(partial)
         reason = _system_error(error)
         if reason is None:
             raise
         raise OSError(f"{path}: cannot write this file ({reason.strerror})") from error
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text by :func:`write_whole`, into a folder that is made if need be."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with write_whole(path, "w") as file:
+        file.write(text)
 
 
 def _sync_folder(folder: str) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from tabulate import tabulate
+
+from .output import write_text
 
 
 def markdown_table(rows: Sequence[Sequence[str]], headers: Sequence[str], texts: int = 1) -> str:
@@ -21,9 +23,9 @@ def number(value: float, digits: int = 2, sign: bool = False) -> str:
     return "-" if math.isnan(value) else f"{round(value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"
 
 
-def write_json(path: Path, data: Mapping) -> None:
-    """Write strict JSON, with null for NaN."""
-    path.write_text(json.dumps(_without_nan(data), indent=1, allow_nan=False) + "\n")
+def write_json(path: str | os.PathLike, data: Mapping) -> None:
+    """Write strict JSON, with null for NaN, by :func:`~.output.write_text`."""
+    write_text(path, json.dumps(_without_nan(data), indent=1, allow_nan=False) + "\n")
 
 
 def _without_nan(data):

@@ -45,6 +45,16 @@ def test_a_file_is_there_when_it_is_complete(tmp_path):
     assert path.read_text() == "second" and os.listdir(tmp_path) == ["file.txt"]
 
 
+def test_several_processes_write_one_file(tmp_path):
+    path = tmp_path / "file.txt"
+    with write_whole(path, "w") as file:
+        file.write("ours, ä")
+        other = f"from d2_contrast.output import write_text; write_text({str(path)!r}, 'theirs')"
+        subprocess.run([sys.executable, "-c", other], check=True)
+        assert path.read_text() == "theirs"
+    assert path.read_text("utf-8") == "ours, ä" and os.listdir(tmp_path) == ["file.txt"]
+
+
 def test_a_limit_leaves_what_was_there(tmp_path):
     path = tmp_path / "model.pth"
     path.write_text("before")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..tables import write_json
 from ..visualize.curves import read_metrics
 from .progress import counted
 from .spec import AblationError, Run, Spec
@@ -154,19 +155,6 @@ def read_attempt(folder: Path) -> dict:
         return json.loads((folder / ATTEMPT_FILE).read_text())
     except FileNotFoundError:
         return {}
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a JSON file that is complete from the moment on at which it has its name."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """The same for any text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)
 
 
 def _peak_gpu_memory_mb(log: str) -> float | None:

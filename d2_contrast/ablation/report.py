@@ -5,10 +5,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from ..output import write_text
 from ..visualize.style import save
 from .plot import draw_differences
 from .progress import counted
-from .records import Store, read_attempt, write_text
+from .records import Store, read_attempt
 from .runner import claimed_by
 from .spec import Row, Run, Spec
 from .table import build_tables, to_csv, to_latex, to_markdown

@@ -21,8 +21,9 @@ from types import FrameType
 import torch
 
 from .. import env
+from ..tables import write_json
 from .progress import Progress, counted, duration
-from .records import ATTEMPT_FILE, Store, read_attempt, write_json
+from .records import ATTEMPT_FILE, Store, read_attempt
 from .spec import Row, Run
 
 POLL_SECONDS = 0.2

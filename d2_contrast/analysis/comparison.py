@@ -19,6 +19,7 @@ from ..engine.setup import check_datasets
 from ..evaluation import build_evaluator, build_inference_model
 from ..evaluation.confusion_evaluator import predicted_classes
 from ..evaluation.features import NEIGHBOURS
+from ..output import write_text
 from ..tables import markdown_table, number, write_json
 from ..visualize import Sample, draw_anchors, draw_predictions, read_metrics
 from ..visualize.curves import is_of_anchors
@@ -145,7 +146,7 @@ def write_comparison(comparison: Comparison, output: Path) -> list[Path]:
     if metrics:
         pictures.append(Path(save(draw_anchors(metrics), str(output / "anchors.png"))))
     text, data = output / "comparison.md", output / "comparison.json"
-    text.write_text(comparison_markdown(comparison, pictures))
+    write_text(text, comparison_markdown(comparison, pictures))
     write_json(data, comparison_json(comparison))
     return [text, data, *pictures]
 

@@ -11,6 +11,7 @@ from detectron2.data import MetadataCatalog
 from ..evaluation import LabelledVectors, balance, sample_features
 from ..evaluation.features import NEIGHBOURS, SHOTS, measure_map, measure_scales
 from ..modeling.features import contrasted_features
+from ..output import write_text
 from ..tables import markdown_table, number, write_json
 from ..visualize import draw_embeddings, draw_joint_embeddings
 from ..visualize.report import class_colors, spread
@@ -198,7 +199,7 @@ def draw_features(analysis: FeatureAnalysis, points: int, output: Path) -> list[
 def write_features(analysis: FeatureAnalysis, output: Path) -> list[Path]:
     """Write ``features.md`` and ``features.json``."""
     markdown, data = output / "features.md", output / "features.json"
-    markdown.write_text(f"# Features\n\n{features_markdown(analysis)}")
+    write_text(markdown, f"# Features\n\n{features_markdown(analysis)}")
     write_json(data, features_json(analysis))
     return [markdown, data]
 

@@ -19,7 +19,7 @@ from torch import nn
 from ..data import build_test_loader, build_train_loader
 from ..errors import explain
 from ..evaluation import build_evaluator, build_inference_model, claim_evaluation_folder
-from ..output import write_whole
+from ..output import write_text
 from .averaging import UpdateAverage, averaged_weights, build_average
 from .checkpoint import ContrastCheckpointer, NonFiniteError, build_checkpointer
 from .data_parallel import share_among_processes
@@ -311,15 +311,13 @@ def claim_folders(cfg: CfgNode, **origin) -> dict[str, str]:
 def save_config(cfg: CfgNode, folder: str, comments: Sequence[str] = ()) -> None:
     """Write a config to ``config.yaml`` in a folder, below some lines of comment; in the main process alone."""
     if comm.is_main_process():
-        os.makedirs(folder, exist_ok=True)
-        with write_whole(os.path.join(folder, CONFIG_FILE), "w") as file:
-            file.write("\n".join([*comments, cfg.dump()]))
+        write_text(os.path.join(folder, CONFIG_FILE), "\n".join([*comments, cfg.dump()]))
 
 
 def _read_text(path: str) -> str:
     """The content of a text file, "" if there is none."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             return file.read()
     except FileNotFoundError:
         return ""

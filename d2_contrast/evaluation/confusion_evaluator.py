@@ -1,6 +1,5 @@
 """Evaluation of semantic segmentation from one confusion matrix."""
 
-import json
 import logging
 import os
 from collections import OrderedDict
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..data import check_metadata, describe_missing_classes, get_ignore_label, read_label
 from ..output import write_whole
+from ..tables import write_json
 from .background import Background
 from .metrics import argmax_classes, count_confusion, summarize_confusion
 
@@ -138,9 +138,7 @@ class ConfusionEvaluator(DatasetEvaluator):
         os.makedirs(self.output_dir, exist_ok=True)
         with write_whole(os.path.join(self.output_dir, CONFUSION_FILE)) as f:
             np.savez_compressed(f, confusion=self.confusion, class_names=np.array(self.class_names))
-        with write_whole(os.path.join(self.output_dir, RESULTS_FILE), "w") as f:
-            # JSON has no NaN: a class that does not occur has null.
-            json.dump({k: None if np.isnan(v) else v for k, v in results.items()}, f, indent=1)
+        write_json(os.path.join(self.output_dir, RESULTS_FILE), results)  # null for a class that does not occur
 
     def _table(self, results: Mapping[str, float]) -> str:
         share = self.confusion.sum(1) / max(self.confusion.sum(), 1)

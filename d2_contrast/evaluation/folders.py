@@ -9,7 +9,7 @@ from itertools import count
 import yaml
 from detectron2.config import CfgNode
 
-from ..output import write_whole
+from ..tables import write_json
 
 RECORD = "evaluation.json"
 
@@ -55,9 +55,7 @@ def claim_evaluation_folder(cfg: CfgNode, dataset_name: str, *, weights: str = "
         if not os.path.isdir(folder) or not os.listdir(folder) or _is_same(_read(folder), record):
             break
     if _read(folder).get("by") != "training" or not weights:
-        os.makedirs(folder, exist_ok=True)
-        with write_whole(os.path.join(folder, RECORD), "w") as file:
-            json.dump(record, file, indent=1)
+        write_json(os.path.join(folder, RECORD), record)
     return folder
 
 

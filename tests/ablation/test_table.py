@@ -14,7 +14,7 @@ from d2_contrast.ablation import (
     to_latex,
     to_markdown,
 )
-from d2_contrast.ablation.records import write_json
+from d2_contrast.tables import write_json
 
 # mIoU of rows by seed; "ours" - "plain": 2, 4, 6, mean 4, deviation 2, t of 97.5 % at 2 degrees 4.302653.
 SCORES = {"plain": {1: 50.0, 2: 51.0, 3: 52.0}, "ours": {1: 52.0, 2: 55.0, 3: 58.0}, "a|b_%": {2: 50.5}}
