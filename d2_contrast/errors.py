@@ -31,10 +31,15 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fspath(error.filename)}: {error.strerror}"
     if _speaks_to_users(error):
-        return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        return message_of(error)
     if IN_WORKER.match(str(error)):
         return _explain_worker(str(error))
     return PEER_ENDED if PEER_LOST.search(str(error)) else None
+
+
+def message_of(error: BaseException) -> str:
+    """The words of an exception; a KeyError would quote them."""
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
 
 
 def _speaks_to_users(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ from d2_contrast.analysis import (
     load_runs,
     write_features,
 )
+from d2_contrast.errors import message_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         analysis = analyze_features(runs, dataset, dataset_dicts, args.maps)
         files = write_features(analysis, output) + draw_features(analysis, runs[0].cfg.VISUALIZE.TSNE_POINTS, output)
     except (KeyError, OSError, ValueError) as error:
-        print(f"{parser.prog}: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        print(f"{parser.prog}: {message_of(error)}", file=sys.stderr)
         return 2
     print(features_markdown(analysis))
     print("\n".join(["To look at:", *(f"  {file}" for file in files)]))

@@ -38,6 +38,7 @@ from d2_contrast.data import (
 )
 from d2_contrast.data.checks import SampleCheck
 from d2_contrast.data.files import as_file_name
+from d2_contrast.errors import message_of
 from d2_contrast.visualize.report import class_colors
 from d2_contrast.visualize.style import FONT_SIZE, figure, legend_column_width, plain, save
 
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         metadata = MetadataCatalog.get(args.name)
         check_metadata(metadata)
     except (KeyError, OSError, ValueError) as error:
-        print(error.args[0] if isinstance(error, KeyError) else error)
+        print(message_of(error))
         return 1
 
     problems, warnings = [], []

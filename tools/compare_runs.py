@@ -20,6 +20,7 @@ from d2_contrast.analysis import (
     summary,
     write_comparison,
 )
+from d2_contrast.errors import message_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         comparison = compare_runs(*runs, dataset, dataset_dicts, output)
         files = write_comparison(comparison, output)
     except (KeyError, OSError, ValueError) as error:
-        print(f"{parser.prog}: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        print(f"{parser.prog}: {message_of(error)}", file=sys.stderr)
         return 2
     print(summary(comparison))
     print("\n".join(["To look at:", *(f"  {file}" for file in files)]))

@@ -22,6 +22,7 @@ from ..config import default_config, flatten, load_config
 from ..config_files import find_config
 from ..data import register_folders
 from ..engine.setup import check_datasets
+from ..errors import message_of
 from ..evaluation import summarize_confusion
 
 SPEC_KEYS = ("seeds", "baseline", "metrics", "output", "overrides", "axes", "rows")
@@ -235,8 +236,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split())
+    return " ".join(message_of(error).split())
 
 
 def _check_keys(entry: object, known: Sequence[str], required: Sequence[str], where: str) -> None:

@@ -16,6 +16,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..modeling import precision
 from .checkpoint import NonFiniteError
 
 logger = logging.getLogger(__name__)
@@ -76,10 +77,8 @@ class TrainStep(SimpleTrainer):
         super().__init__(model, data_loader, optimizer)
         if accumulation_steps < 1:
             raise ValueError(f"SOLVER.ACCUMULATION_STEPS is {accumulation_steps}: expected 1 or more")
-        if amp_dtype not in (None, "float16", "bfloat16"):
-            raise ValueError(f'SOLVER.AMP.DTYPE is {amp_dtype!r}: expected "float16" or "bfloat16"')
         self.accumulation_steps = accumulation_steps
-        self.amp_dtype = amp_dtype and getattr(torch, amp_dtype)
+        self.amp_dtype = None if amp_dtype is None else precision.amp_dtype(amp_dtype)
         self.non_finite = non_finite or NonFinitePolicy()
         self.device_type = next(model.parameters()).device.type
         # Gradients of half precision underflow; those of bfloat16 do not.

@@ -13,7 +13,7 @@ from detectron2.evaluation import inference_context
 from matplotlib.figure import Figure
 from torch import nn
 
-from ..data import SemSegMapper, read_image, read_label
+from ..data import SemSegMapper, get_ignore_label, read_image, read_label
 from ..evaluation import balance, build_inference_model, sample_features
 from ..evaluation.confusion_evaluator import predicted_classes
 from ..modeling.features import contrasted_features
@@ -100,7 +100,7 @@ def _draw_predictions(
 ) -> Figure:
     segment = build_inference_model(cfg, model)
     samples = [_predict(segment, mapper, d, metadata) for d in dicts]
-    return draw_predictions(samples, metadata.stuff_classes, class_colors(metadata), metadata.get("ignore_label", 255))
+    return draw_predictions(samples, metadata.stuff_classes, class_colors(metadata), get_ignore_label(metadata))
 
 
 def _predict(segment: nn.Module, mapper: SemSegMapper, dataset_dict: dict, metadata: Metadata) -> Sample:
