@@ -10,26 +10,29 @@ from d2_contrast.engine import setup, train
 
 CONFIGS = Path(__file__).parents[1] / "configs/shapes"
 
+COMMON = Path(__file__).with_name("tiny.yaml")
+
 TINY = """
-_BASE_: {base}
+_BASE_: [{base}, {common}]
 MODEL:
-  DEVICE: cpu
-  TIMM: {{NAME: resnet10t}}
-  UPER: {{OUT_CHANNELS: 8}}
-  SEM_SEG_HEAD: {{CONVS_DIM: 8}}
   CONTRAST: {{EMBEDDING_DIM: 8, LOG_PERIOD: 1}}
 DATASETS:
   FOLDERS:
   - {{name: {name}, images: {root}/images, labels: {root}/labels, classes: {classes}, groups: {{rare: [heart, moon]}}}}
   TRAIN: [{name}]
   TEST: [{name}]
-DATALOADER: {{NUM_WORKERS: 0}}
-INPUT: {{CROP: {{SIZE: [64, 64]}}}}
-SOLVER: {{IMS_PER_BATCH: 2, MAX_ITER: 2, WARMUP_ITERS: 1, CHECKPOINT_PERIOD: 2}}
-TEST: {{EVAL_PERIOD: 0}}
-VISUALIZE: {{NUM_IMAGES: 0, TSNE_POINTS: 0}}
+SOLVER: {{MAX_ITER: 2}}
 OUTPUT_DIR: {output}
 """
+
+
+def draw_pictures(root: Path, split: str, count: int, subfolder: str = "") -> None:
+    """Draw pictures of the embedded dataset into root/images/subfolder and root/labels/subfolder."""
+    for index in range(count):
+        for kind, array in zip(("images", "labels"), draw(split, index)):
+            path = root / kind / subfolder / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
 
 
 def train_twins(root: Path, images: int = 6) -> list[Path]:
@@ -38,18 +41,16 @@ def train_twins(root: Path, images: int = 6) -> list[Path]:
     Returns:
         The folders of both runs, root/baseline and root/contrast.
     """
-    for index in range(images):
-        for kind, array in zip(("images", "labels"), draw("val", index)):
-            path = root / kind / f"{index}.png"
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(array).save(path)
+    draw_pictures(root, "val", images)
     folders = []
     for name, base in (("baseline", "uper_r18.yaml"), ("contrast", "uper_r18_contrast.yaml")):
         folders.append(root / name)
         config = root / f"{name}.yaml"
         dataset = f"tiny_runs_{root.name}"
         config.write_text(
-            TINY.format(base=CONFIGS / base, name=dataset, root=root, classes=list(CLASSES), output=folders[-1])
+            TINY.format(
+                base=CONFIGS / base, common=COMMON, name=dataset, root=root, classes=list(CLASSES), output=folders[-1]
+            )
         )
         train(setup(Namespace(config_file=str(config), opts=[], eval_only=False)))
     return folders

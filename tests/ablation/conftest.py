@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from d2_contrast.ablation import Store
+
 CONFIG = Path(__file__).parents[2] / "configs/shapes/uper_r18.yaml"
 
 
@@ -16,3 +18,8 @@ def write_spec(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "output", tmp_path / "results")

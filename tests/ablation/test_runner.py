@@ -36,11 +36,6 @@ def spec(write_spec):
     return read_spec(write_spec(TWO_ROWS))
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "output", tmp_path / "results")
-
-
 def make_runner(spec, store, *slots, stream=None):
     return Runner(spec.name, spec.runs, store, slots or [Slot(1)], FAKE, Progress(stream or io.StringIO()))
 
@@ -123,10 +118,15 @@ def test_folders_alone_say_what_is_finished(spec, store, tmp_path):
         assert {**old, "finished": ""} == {**new, "finished": ""}
 
 
+def metrics_file(store, run):
+    """Where a run logs its metrics, in a folder that is there."""
+    store.folder(run).mkdir(parents=True)
+    return store.folder(run) / "metrics.json"
+
+
 def test_results_of_an_earlier_iteration_do_not_count(spec, store):
     run = spec.runs[0]
-    metrics = store.folder(run) / "metrics.json"
-    metrics.parent.mkdir(parents=True)
+    metrics = metrics_file(store, run)
     metrics.write_text('{"iteration": 5, "sem_seg/mIoU": 1.0}\n{"iteration": 6, "time": 1.0}\n{"iteration": 6, "sem_')
     assert store.record(spec.name, run) is None
     metrics.write_text('{"iteration": 5, "sem_seg/mIoU": 1.0}\n{"iteration": 6, "sem_seg/mIoU": 2.0}\n')
@@ -136,8 +136,7 @@ def test_results_of_an_earlier_iteration_do_not_count(spec, store):
 def test_results_of_several_datasets(write_spec, store):
     spec = read_spec(write_spec(TWO_ROWS), ["DATASETS.TEST", "('shapes_train', 'shapes_val')"])
     run = spec.runs[0]
-    metrics = store.folder(run) / "metrics.json"
-    metrics.parent.mkdir(parents=True)
+    metrics = metrics_file(store, run)
     metrics.write_text('{"iteration": 6, "shapes_val/sem_seg/mIoU": 2.0}\n')
     assert store.record(spec.name, run) is None
     metrics.write_text('{"iteration": 6, "shapes_train/sem_seg/IoU-disc": NaN, "shapes_val/sem_seg/mIoU": 2.0}\n')

@@ -6,7 +6,6 @@ import pytest
 
 from d2_contrast.ablation import (
     AblationError,
-    Store,
     build_tables,
     draw_differences,
     read_spec,
@@ -35,11 +34,6 @@ SPEC = """
 @pytest.fixture
 def spec(write_spec):
     return read_spec(write_spec(SPEC))
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "output", tmp_path / "results")
 
 
 def record_of(spec, row, seed, miou, **changed):

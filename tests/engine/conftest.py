@@ -4,29 +4,22 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from tiny_runs import COMMON, CONFIGS, draw_pictures
 
-from d2_contrast.data.datasets.shapes_drawing import CLASSES, draw
+from d2_contrast.data.datasets.shapes_drawing import CLASSES
 from d2_contrast.engine import Trainer, setup
 
 TINY = """
-_BASE_: {base}
+_BASE_: [{base}, {common}]
 MODEL:
-  DEVICE: cpu
-  TIMM: {{NAME: resnet10t}}
-  UPER: {{OUT_CHANNELS: 8}}
-  SEM_SEG_HEAD: {{CONVS_DIM: 8, DROPOUT: 0.0}}
+  SEM_SEG_HEAD: {{DROPOUT: 0.0}}
 DATASETS:
   FOLDERS:
   - {{name: tiny_{id}_train, images: {root}/images/train, labels: {root}/labels/train, classes: {classes}}}
   - {{name: tiny_{id}_val, images: {root}/images/val, labels: {root}/labels/val, classes: {classes}}}
   TRAIN: [tiny_{id}_train]
   TEST: [tiny_{id}_val]
-DATALOADER: {{NUM_WORKERS: 0}}
-INPUT: {{CROP: {{SIZE: [64, 64]}}}}
-SOLVER: {{IMS_PER_BATCH: 2, MAX_ITER: 4, WARMUP_ITERS: 1, CHECKPOINT_PERIOD: 2}}
-TEST: {{EVAL_PERIOD: 0}}
-VISUALIZE: {{NUM_IMAGES: 0, TSNE_POINTS: 0}}
+SOLVER: {{MAX_ITER: 4}}
 """
 
 
@@ -35,11 +28,7 @@ def tiny_root(tmp_path_factory):
     """A few images of the embedded dataset, as plain folders that other processes can read too."""
     root = tmp_path_factory.mktemp("tiny")
     for split, count in (("train", 6), ("val", 3)):
-        for index in range(count):
-            for kind, array in zip(("images", "labels"), draw(split, index)):
-                path = root / kind / split / f"{index}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(array).save(path)
+        draw_pictures(root, split, count, subfolder=split)
     return root
 
 
@@ -56,14 +45,15 @@ def tiny_datasets(tiny_root):
 
 
 @pytest.fixture(scope="session")
-def write_tiny(tiny_root, pytestconfig):
+def write_tiny(tiny_root):
     """Write the config of a tiny run over a base from configs/shapes into a folder and return its path."""
 
     def write(folder, base: str = "uper_r18_contrast.yaml"):
         path = folder / "tiny.yaml"
         path.write_text(
             TINY.format(
-                base=pytestconfig.rootpath / "configs/shapes" / base,
+                base=CONFIGS / base,
+                common=COMMON,
                 root=tiny_root,
                 id=tiny_root.name,
                 classes=list(CLASSES),
