@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("baseline", metavar="BASELINE", help="folder of the run to compare with")
     parser.add_argument("run", metavar="RUN", help="folder of the run to compare")
+    parser.add_argument("--names", nargs=2, metavar="NAME", help="what to call the two; default: by their folders")
     parser.add_argument("--dataset", help="a registered dataset with labels; default: the first of DATASETS.TEST")
     parser.add_argument("--output", type=Path, help="folder for the files; default: comparison/ in RUN")
     args = parser.parse_args(argv)
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
     output = args.output or Path(args.run) / "comparison"
     try:
-        runs = load_runs([args.baseline, args.run])
+        runs = load_runs([args.baseline, args.run], args.names)
         dataset, dataset_dicts = common_dataset(runs, args.dataset)
         check_comparable(*runs, dataset)
         output.mkdir(parents=True, exist_ok=True)

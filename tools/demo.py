@@ -3,8 +3,9 @@
 
     python tools/demo.py           # again: goes on where it was stopped
 
-Both train at the same time, each on half of the cores, by configs/ablations/demo.yaml. The comparison ends with their
-mIoU, what their feature maps know about classes, and the pictures to look at. Keys and values override both configs.
+Both train at the same time, each on half of the cores, by configs/ablations/demo.yaml, in bfloat16 where the processor
+multiplies in it. The comparison ends with their mIoU, what their feature maps know about classes, and the pictures to
+look at. Keys and values override both configs.
 """
 
 import argparse
@@ -12,8 +13,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from d2_contrast.ablation import Store, read_spec
+from d2_contrast.modeling.precision import has_native_bfloat16
+
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = ROOT / "configs/ablations/demo.yaml"
+BFLOAT16 = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,16 +27,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder for all files")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to override in both")
     args = parser.parse_args(argv)
+    overrides = [*(BFLOAT16 if has_native_bfloat16() else []), *args.overrides]
 
     command = [sys.executable, str(ROOT / "tools/ablate.py"), str(SPEC), "--jobs", "2", "--output", str(args.output)]
-    if code := subprocess.call([*command, *args.overrides]):
+    if code := subprocess.call([*command, *overrides]):
         return code
-    from d2_contrast.ablation import Store, read_spec
-
     store = Store(args.output, args.output / "results")
-    folders = [str(store.folder(run)) for run in read_spec(str(SPEC), args.overrides).runs]
-    command = [sys.executable, str(ROOT / "tools/compare_runs.py"), *folders]
-    return subprocess.call([*command, "--output", str(args.output / "comparison")])
+    runs = read_spec(str(SPEC), overrides).runs
+    command = [sys.executable, str(ROOT / "tools/compare_runs.py"), *(str(store.folder(run)) for run in runs)]
+    command += ["--names", *(run.row.name for run in runs), "--output", str(args.output / "comparison")]
+    return subprocess.call(command)
 
 
 if __name__ == "__main__":

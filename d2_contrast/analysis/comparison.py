@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..config import flatten
 from ..data import get_ignore_label, read_image, read_label
+from ..data.files import as_file_name
 from ..engine.setup import check_datasets
 from ..evaluation import build_evaluator, build_inference_model
 from ..evaluation.confusion_evaluator import predicted_classes
@@ -95,7 +96,8 @@ def compare_runs(
     """
     runs = (baseline, run)
     metadata = MetadataCatalog.get(dataset)
-    evaluators = {run.name: build_evaluator(run.cfg, dataset, str(output / "evaluation" / run.name)) for run in runs}
+    folders = {run.name: output / "evaluation" / as_file_name(run.name) for run in runs}
+    evaluators = {run.name: build_evaluator(run.cfg, dataset, str(folders[run.name])) for run in runs}
     for evaluator in evaluators.values():
         evaluator.reset()
     # The images that differ most: share of their pixels, position in the dataset from its end, predictions.

@@ -24,7 +24,7 @@ class TrainedRun:
     """A run with its network.
 
     Attributes:
-        name: of its folder, with as many parent folders as tell it from others that were loaded with it.
+        name: of its folder, with as many parent folders as tell it from others that were loaded with it, or as given.
         folder: what train_net.py had as OUTPUT_DIR.
         cfg: its config.
         weights: the checkpoint that was loaded.
@@ -49,18 +49,25 @@ class TrainedRun:
         return SemSegMapper(self.cfg_for(dataset), is_train=False)
 
 
-def load_runs(folders: Sequence[str]) -> list[TrainedRun]:
+def load_runs(folders: Sequence[str], names: Sequence[str] | None = None) -> list[TrainedRun]:
     """Load runs from their folders, the last checkpoint of each, and register the datasets that their configs describe.
 
     With SOLVER.EMA.ENABLED a network gets the moving average of its weights, as in evaluation.
 
+    Args:
+        folders: each what train_net.py had as OUTPUT_DIR.
+        names: what to call the runs; None for the names of their folders.
+
     Raises:
         FileNotFoundError: a folder holds no run, or no checkpoint.
         KeyError, ValueError: a config or checkpoint does not fit this version, two runs describe one dataset in
-            different ways, or a folder is named twice.
+            different ways, or a folder or a name is given twice.
     """
     paths = [Path(folder).expanduser() for folder in folders]
-    return [_load(path, name) for path, name in zip(paths, _names(paths))]
+    of_folders = _names(paths)
+    if names is not None and (len(names) != len(paths) or len(set(names)) != len(names)):
+        raise ValueError(f"names of {len(paths)} runs are {', '.join(names)}: expected one for each, all different")
+    return [_load(path, name) for path, name in zip(paths, of_folders if names is None else names)]
 
 
 def common_dataset(runs: Sequence[TrainedRun], name: str | None = None) -> tuple[str, list[dict]]:

@@ -64,6 +64,14 @@ def test_names_tell_runs_apart(twins, tmp_path):
         load_runs([str(other), f"{other}/../baseline"])
 
 
+def test_runs_are_called_as_one_likes(twins):
+    names = ["cross entropy", "with/the losses"]
+    assert [run.name for run in load_runs(list(map(str, twins)), names)] == names
+    for wrong in (names[:1], [names[0]] * 2):
+        with pytest.raises(ValueError, match="names of 2 runs are cross entropy.*: expected one for each, all differ"):
+            load_runs(list(map(str, twins)), wrong)
+
+
 def test_a_folder_without_a_run(tmp_path, twins):
     with pytest.raises(FileNotFoundError, match=r"holds no config\.yaml: expected a folder that train_net\.py"):
         load_runs([str(tmp_path / "nothing")])

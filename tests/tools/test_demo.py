@@ -21,10 +21,19 @@ def test_trains_both_and_compares_them(calls, tmp_path):
     assert main(["--output", str(tmp_path), "SOLVER.MAX_ITER", "4"]) == 3
     train, compare = commands
     assert train[1].endswith("ablate.py") and train[-2:] == ["SOLVER.MAX_ITER", "4"]
-    assert compare[1].endswith("compare_runs.py")
+    assert compare[1].endswith("compare_runs.py") and compare[4:7] == ["--names", "cross entropy", "with the losses"]
     baseline, run = (Path(folder) for folder in compare[2:4])
     assert baseline.parent == run.parent == tmp_path
     assert baseline.name.startswith("cross-entropy_seed1_") and run.name.startswith("with-the-losses_seed1_")
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_where_the_processor_has_it(calls, tmp_path, monkeypatch, native):
+    commands, codes = calls
+    codes += [0, 0]
+    monkeypatch.setitem(main.__globals__, "has_native_bfloat16", lambda: native)
+    assert main(["--output", str(tmp_path)]) == 0
+    assert ("bfloat16" in commands[0]) == native
 
 
 def test_what_is_not_trained_is_not_compared(calls, tmp_path):
