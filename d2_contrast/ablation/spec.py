@@ -59,7 +59,7 @@ class Row:
         baseline: name of the row that it is compared with, or None.
         config: the config file.
         overrides: values by dotted key, those for all rows included.
-        settings: values by dotted key that make the result: what differs from the defaults, see `settings_of`.
+        settings: values by dotted key that make the result: what differs from the defaults, see ``settings_of``.
         iterations: of a run.
         datasets: on which its runs are tested.
     """

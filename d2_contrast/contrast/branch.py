@@ -62,7 +62,7 @@ class ContrastiveBranch(nn.Module):
             iteration: iterations done, from 0; drives the warm-up alone.
 
         Returns:
-            Weighted scalar losses by name, see `MultiScaleContrast`.
+            Weighted scalar losses by name, see ``MultiScaleContrast``.
 
         Raises:
             ValueError: a scale is missing, shapes do not fit, or the warm-up lacks its iteration.
@@ -71,7 +71,7 @@ class ContrastiveBranch(nn.Module):
 
     @eager_outside
     def sample(self, features: Mapping[str, Tensor], labels: Tensor) -> dict[str, AnchorSet]:
-        """The first half of forward: the anchors of each scale, for `losses` and, say, `describe_anchors`."""
+        """The first half of forward: the anchors of each scale, for ``losses`` and, say, ``describe_anchors``."""
         self.criterion.check_names("features", features)
         sampler = self.criterion.sampler
         if self.project == "dense":
@@ -84,7 +84,7 @@ class ContrastiveBranch(nn.Module):
 
     @eager
     def losses(self, anchor_sets: Mapping[str, AnchorSet], iteration: int | None = None) -> dict[str, Tensor]:
-        """The second half of forward: the losses of the anchors that `sample` gave."""
+        """The second half of forward: the losses of the anchors that ``sample`` gave."""
         return self.criterion.terms(anchor_sets, iteration, check=False)
 
     def embed(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -165,7 +165,7 @@ def alignment(points: LabelledVectors) -> float:
 
 
 def uniformity(points: LabelledVectors) -> float:
-    """log of the mean of exp(-2 |x - y|^2) over pairs of vectors on the unit sphere (-8 to 0, lower is more uniform).
+    """Log of the mean of exp(-2 |x - y|^2) over pairs of vectors on the unit sphere (-8 to 0, lower is more uniform).
 
     Wang & Isola, ICML 2020.
     """

@@ -189,6 +189,7 @@ def build_body(name: str, **options) -> tuple[nn.Module, ImageSizes]:
 
 
 def coarsest_stride(body: nn.Module) -> int:
+    """The largest stride of its feature maps, 32 at least."""
     return max(STRIDE, *body.feature_info.reduction())
 
 
