@@ -169,7 +169,7 @@ def draw_features(analysis: FeatureAnalysis, points: int, output: Path) -> list[
     names, colors = metadata.stuff_classes, class_colors(metadata)
     logger.info("Drawing t-SNE maps")
     titles = _map_titles(analysis)
-    columns = {
+    networks = {
         run: {titles[name]: balance(vectors, points) for name, vectors in maps.items()}
         for run, maps in analysis.raw.items()
     }
@@ -181,7 +181,7 @@ def draw_features(analysis: FeatureAnalysis, points: int, output: Path) -> list[
         for run, figures in analysis.measures.items()
     }
     title = f"Feature maps on {analysis.dataset} by t-SNE, before any projector: same positions, coloured by class"
-    files = [save(draw_embeddings(columns, names, colors, title, notes), str(output / "tsne.png"))]
+    files = [save(draw_embeddings(networks, names, colors, title, notes), str(output / "tsne.png"))]
 
     panels = {f"{run}, before any projector": maps for run, maps in analysis.raw.items()}
     panels |= {f"{run}, after the projectors": maps for run, maps in analysis.projected.items()}

@@ -81,7 +81,7 @@ def draw_predictions(
                 ax.imshow(image, interpolation="nearest" if what != "image" else None)
                 ax.set_title(wrap(note, side), fontsize=FONT_SIZE - 1, pad=3)
     for ax, (what, network) in zip(axes[0], panels):
-        heading = wrap(f"{what} of {network}" if network and len(networks) > 1 else what, side)
+        heading = wrap(f"{what}, {network}" if network and len(networks) > 1 else what, side)
         ax.set_title(f"{heading}\n{ax.get_title()}", fontsize=FONT_SIZE, pad=3)
     fig.legend(handles=entries, loc="outside lower center", ncols=columns, frameon=False, fontsize=FONT_SIZE)
     return fig
