@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Positions of which a processor keeps the best score and class in its cache.
+# Number of positions whose best score and class fit into a processor's cache.
 POSITIONS_PER_BAND = 1 << 18
 
 

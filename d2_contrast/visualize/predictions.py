@@ -36,7 +36,7 @@ def draw_predictions(
     class_colors: np.ndarray,
     ignore_label: int = 255,
 ) -> Figure:
-    """Draw one row a sample: image, label, the predictions, and where each differs from the label.
+    """Draw a row for each sample: image, label, predictions, and where each prediction differs from the label.
 
     Args:
         samples: at least one, with predictions of the same networks. Label and error panels are left out if none of
@@ -47,7 +47,7 @@ def draw_predictions(
     """
     networks = list(samples[0].predictions)
     labelled = any(s.label is not None for s in samples)
-    # Panels by what they show and of which network; networks are named where there are several.
+    # Panels: (what is shown, network). Headings name the network if there are several.
     panels = [("image", ""), *([("label", "")] if labelled else []), *(("prediction", n) for n in networks)]
     panels += [("errors", n) for n in networks] if labelled else []
     palette = np.full((max(len(class_colors), ignore_label + 1), 3), IGNORED_COLOR, dtype=np.uint8)
