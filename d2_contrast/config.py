@@ -302,7 +302,7 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.AMP.DTYPE = "float16"
     # A step with a loss or gradient that is infinite or not a number: "stop" the run, or "skip" the step, which changes
     # nothing then; so many of them in a row stop the run. What leads to a stop is written to OUTPUT_DIR, and
-    # `python -m d2_contrast.replay FILE` runs it again.
+    # `d2-contrast replay FILE` runs it again.
     cfg.SOLVER.NON_FINITE = "stop"
     cfg.SOLVER.NON_FINITE_MAX_IN_ROW = 10
     # Exponential moving average of the weights: evaluated in place of the weights, and saved beside them.

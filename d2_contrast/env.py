@@ -1,13 +1,21 @@
-"""What a maintainer needs to know of a machine; ``python -m d2_contrast.env`` prints it for the report of an issue."""
+"""Print what a maintainer needs to know of a machine, for the report of a fault.
 
+d2-contrast env
+"""
+
+import argparse
 import os
 import platform
 import re
 import subprocess
+import sys
+from collections.abc import Iterator
 from importlib import import_module, metadata
 from pathlib import Path
 
 from . import __version__
+from .cli import verb_parser
+from .errors import in_plain_words
 
 # Imported one by one, so that one that is missing or broken is named and the rest is still told.
 MODULES = ("torch", "torchvision", "detectron2", "timm", "numpy", "cv2")
@@ -22,22 +30,25 @@ PACKAGES = (
     "scipy",
     "cityscapesscripts",
 )
+DATASETS = "DETECTRON2_DATASETS"  # the longest name of a line
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 
 
-def describe_environment() -> dict[str, str]:
-    """Return versions, machine and settings, as text by what they are."""
+def describe_environment() -> Iterator[tuple[str, str]]:
+    """Find out versions, machine and settings; gives what each is and its text, as soon as it is known."""
     package = Path(__file__).resolve().parent
-    lines = {"d2_contrast": f"{__version__} in {package}", "commit": commit(package.parent)}
-    lines["python"] = f"{platform.python_version()} ({platform.python_implementation()})"
-    lines.update((name, _version(name)) for name in MODULES)
-    lines["other packages"] = ", ".join(f"{name} {_installed(name)}" for name in PACKAGES)
-    lines["system"] = platform.platform()
-    lines["processor"], lines["processor flags"] = processor()
-    lines["threads"] = f"{os.cpu_count()} logical cores, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}"
-    lines["GPU"] = _gpu()
-    lines["DETECTRON2_DATASETS"] = _datasets()
-    return lines
+    yield "d2_contrast", f"{__version__} in {package}"
+    yield "commit", commit(package.parent)
+    yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
+    for name in MODULES:
+        yield name, _version(name)
+    yield "other packages", ", ".join(f"{name} {_installed(name)}" for name in PACKAGES)
+    yield "system", platform.platform()
+    yield from zip(("processor", "processor flags"), processor())
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
+    yield "threads", f"{os.cpu_count()} logical cores, OMP_NUM_THREADS {threads}"
+    yield "GPU", _gpu()
+    yield DATASETS, _datasets()
 
 
 def _version(module: str) -> str:
@@ -94,7 +105,7 @@ def _gpu() -> str:
 
 
 def _datasets() -> str:
-    folder = os.environ.get("DETECTRON2_DATASETS")
+    folder = os.environ.get(DATASETS)
     text = "not set, so ./datasets" if folder is None else folder
     try:
         content = ", ".join(sorted(os.listdir(folder or "datasets"))) or "nothing"
@@ -103,7 +114,19 @@ def _datasets() -> str:
     return f"{text} (holds {content:.200})"
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    return verb_parser("env", __doc__)
+
+
+@in_plain_words()
+def main(argv: list[str] | None = None) -> int:
+    """Print the environment, line by line since imports take seconds; returns the exit code."""
+    build_parser().parse_args(argv)
+    for name, text in describe_environment():
+        print(f"{name:{len(DATASETS)}}  {text}", flush=True)
+    return 0
+
+
 if __name__ == "__main__":
-    environment = describe_environment()
-    width = max(map(len, environment))
-    print("\n".join(f"{name:{width}}  {value}" for name, value in environment.items()))
+    sys.exit(main())

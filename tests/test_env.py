@@ -12,7 +12,7 @@ from d2_contrast.env import describe_environment
 def test_tells_what_is_there(pytestconfig, monkeypatch, tmp_path):
     (tmp_path / "ADEChallengeData2016").mkdir()
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    lines = describe_environment()
+    lines = dict(describe_environment())
     assert lines["d2_contrast"] == f"{d2_contrast.__version__} in {pytestconfig.rootpath / 'd2_contrast'}"
     assert lines["python"].startswith(platform.python_version())
     for name, package in (("torch", "torch"), ("timm", "timm"), ("numpy", "numpy"), ("torchvision", "torchvision")):
@@ -24,7 +24,7 @@ def test_tells_what_is_there(pytestconfig, monkeypatch, tmp_path):
 def test_commit_of_a_clone(pytestconfig):
     command = ["git", "-C", pytestconfig.rootpath, "rev-parse", "HEAD"]
     result = subprocess.run(command, capture_output=True, text=True)
-    commit = describe_environment()["commit"]
+    commit = dict(describe_environment())["commit"]
     if result.returncode == 0:
         assert result.stdout.startswith(re.sub("-dirty$", "", commit)) and len(commit) >= 12
     else:
@@ -37,7 +37,7 @@ def test_a_package_that_is_missing_or_broken_does_not_hide_the_rest(tmp_path, mo
     monkeypatch.delitem(sys.modules, "cv2", raising=False)
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
-    lines = describe_environment()
+    lines = dict(describe_environment())
     assert lines["cv2"] == "does not import: libGL.so.1: cannot open shared object file"
     assert lines["timm"] == "not installed"
     assert lines["DETECTRON2_DATASETS"].endswith("nowhere (no such folder)")
@@ -45,7 +45,7 @@ def test_a_package_that_is_missing_or_broken_does_not_hide_the_rest(tmp_path, mo
 
 
 def test_processor_flags():
-    lines = describe_environment()
+    lines = dict(describe_environment())
     text = Path("/proc/cpuinfo").read_text()
     for flag in ("avx2", "avx512_bf16", "amx_bf16"):
         assert (flag in lines["processor flags"].split()) == bool(re.search(rf"\b{flag}\b", text))

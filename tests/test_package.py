@@ -17,6 +17,8 @@ from environments import make_environment, top_level
 from packaging.requirements import Requirement
 from PIL import Image
 
+from d2_contrast import cli
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory, pytestconfig):
@@ -59,7 +61,7 @@ import torch
 from d2_contrast.contrast import supervised_info_nce
 
 doors = {}
-for name in ("ablation", "analysis", "config", "data", "engine", "evaluation", "modeling", "train_net", "visualize"):
+for name in ("ablation", "analysis", "config", "data", "engine", "evaluation", "modeling", "visualize"):
     try:
         importlib.import_module(f"d2_contrast.{name}")
     except ImportError as error:
@@ -79,9 +81,12 @@ def test_loss_alone_needs_nothing_but_torch(wheel, tmp_path):
     assert float(loss) == pytest.approx(math.log(1 + 2 * math.exp(-10)), rel=1e-3)
     # All else says how to get what is missing.
     doors = json.loads(doors)
-    assert len(doors) == 9
+    assert len(doors) == 8
     for message in doors.values():
         assert "needs Detectron2" in message and "tools/install_detectron2.py" in message
+    train = [python, "-m", "d2_contrast.cli", "train", "--config-file", "shapes/uper_r18"]
+    result = subprocess.run(train, cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.endswith(f"error: {doors['config']}\n")
     for start in ("torch  ", "detectron2  ", "python  ", "processor  "):
         (line,) = [line for line in env if line.startswith(start)]
         assert ("not installed" in line) == (start == "detectron2  ")
@@ -108,7 +113,7 @@ SOLVER: {{IMS_PER_BATCH: 2, MAX_ITER: 2}}
 OUTPUT_DIR: output
 """
     )
-    out = run(python, "-m", "d2_contrast.train_net", "--config-file", "own.yaml", cwd=folder, OMP_NUM_THREADS="1")
+    out = run(python, "-m", "d2_contrast.train", "--config-file", "own.yaml", cwd=folder, OMP_NUM_THREADS="1")
     assert re.search(r'No pictures are drawn: \w+ is not installed: run `pip install "d2_contrast\[visualize\]"`', out)
     output = folder / "output"
     assert not list(output.glob("*.png"))
@@ -117,6 +122,12 @@ OUTPUT_DIR: output
     assert math.isfinite(loss)
     assert 0 <= json.loads((output / "inference/blocks/sem_seg_results.json").read_text())["mIoU"] <= 100
     assert (output / "model_final.pth").is_file()
+
+
+def test_the_command_is_installed(wheel):
+    (distribution,) = metadata.distributions(path=[str(wheel)])
+    (command,) = distribution.entry_points
+    assert (command.group, command.name) == ("console_scripts", cli.PROGRAM) and command.load() is cli.main
 
 
 @pytest.fixture

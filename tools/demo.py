@@ -29,12 +29,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     overrides = [*(BFLOAT16 if has_native_bfloat16() else []), *args.overrides]
 
-    command = [sys.executable, str(ROOT / "tools/ablate.py"), str(SPEC), "--jobs", "2", "--output", str(args.output)]
+    command = [sys.executable, "-m", "d2_contrast.ablate", str(SPEC), "--jobs", "2", "--output", str(args.output)]
     if code := subprocess.call([*command, *overrides]):
         return code
     store = Store(args.output, args.output / "results")
     runs = read_spec(str(SPEC), overrides).runs
-    command = [sys.executable, str(ROOT / "tools/compare_runs.py"), *(str(store.folder(run)) for run in runs)]
+    command = [sys.executable, "-m", "d2_contrast.compare", *(str(store.folder(run)) for run in runs)]
     command += ["--names", *(run.row.name for run in runs), "--output", str(args.output / "comparison")]
     return subprocess.call(command)
 

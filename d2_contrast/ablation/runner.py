@@ -36,6 +36,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 LOG_FILE = "stdout.txt"
 CLAIM_FILE = "claim"
+TRAIN = (sys.executable, "-m", "d2_contrast.train")
 TAIL_LINES = 12
 
 
@@ -105,9 +106,9 @@ def claimed_by(folder: Path) -> str | None:
     return None
 
 
-def command_of(run: Run, folder: Path, train_script: Path, processes: int = 1) -> list[str]:
+def command_of(run: Run, folder: Path, train: Sequence[str] = TRAIN, processes: int = 1) -> list[str]:
     """The command that trains a run in a folder, or goes on with it."""
-    command = [sys.executable, str(train_script), "--config-file", str(run.row.config), "--resume"]
+    command = [*train, "--config-file", str(run.row.config), "--resume"]
     if processes > 1:
         command += ["--num-gpus", str(processes), "--dist-url", "auto"]
     return [*command, *run.row.options, "SEED", str(run.seed), "OUTPUT_DIR", str(folder)]
@@ -171,8 +172,8 @@ class Runner:
         runs: Sequence[Run],
         store: Store,
         slots: Sequence[Slot],
-        train_script: Path,
         progress: Progress,
+        train: Sequence[str] = TRAIN,
     ):
         """
         Args:
@@ -180,11 +181,11 @@ class Runner:
             runs: all runs, in the order in which they start.
             store: where they are.
             slots: for runs at the same time.
-            train_script: train_net.py, in the root of its clone.
             progress: where to say what happens.
+            train: the command of a training, without its arguments.
         """
         self.spec_name, self.runs, self.store = spec_name, list(runs), store
-        self.train_script, self.progress = train_script, progress
+        self.progress, self.train = progress, list(train)
         self.free = list(slots)
         self.slots = len(slots)
         self.jobs: list[_Job] = []
@@ -254,7 +255,7 @@ class Runner:
 
     def _launch(self, run: Run, folder: Path, claim: Claim, earlier: dict) -> None:
         slot = self.free.pop(0)
-        command = command_of(run, folder.resolve(), self.train_script, slot.processes)
+        command = command_of(run, folder.resolve(), self.train, slot.processes)
         environment = {**os.environ, "OMP_NUM_THREADS": str(slot.threads)}
         if slot.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
@@ -269,7 +270,7 @@ class Runner:
                 "threads": slot.threads,
                 "python": platform.python_version(),
                 "torch": torch.__version__,
-                "commit": env.commit(self.train_script.parent),
+                "commit": env.commit(Path(env.__file__).resolve().parents[1]),
             },
         }
         write_json(folder / ATTEMPT_FILE, attempt)

@@ -7,7 +7,7 @@ import cv2
 
 from . import datasets
 from .build import build_test_loader, build_train_loader, load_dicts
-from .checks import check_sample, describe_missing_classes
+from .checks import check_dataset, check_sample, describe_missing_classes
 from .class_frequencies import count_label_pixels, repeat_factor_sampler
 from .datasets.folders import register_folders
 from .files import read_image
@@ -22,6 +22,7 @@ __all__ = [
     "SemSegMapper",
     "build_test_loader",
     "build_train_loader",
+    "check_dataset",
     "check_metadata",
     "check_same_classes",
     "check_sample",

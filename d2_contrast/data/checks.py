@@ -1,14 +1,20 @@
 """Checks of the files of a dataset, one by one and all together."""
 
+import os
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from detectron2.data import Metadata
+from detectron2.data import Metadata, MetadataCatalog
+from tabulate import tabulate
+from tqdm import tqdm
 
+from .build import load_dicts
 from .files import read_image, read_raw_label
 from .labels import count_label
-from .metadata import get_ignore_label
+from .metadata import check_metadata, get_ignore_label
 
 # At most this many classes without a pixel are named.
 MAX_NAMED = 10
@@ -29,6 +35,76 @@ class SampleCheck:
     problems: list[str] = field(default_factory=list)
     classes: np.ndarray | None = None
     ignored: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DatasetCheck:
+    """What is in the files of a dataset.
+
+    Attributes:
+        classes: names, by train id.
+        samples: dataset dicts.
+        checks: of each of them.
+        problems: what is wrong, a sentence each.
+        warnings: what may be right but looks odd.
+    """
+
+    classes: Sequence[str]
+    samples: Sequence[dict]
+    checks: Sequence[SampleCheck]
+    problems: Sequence[str]
+    warnings: Sequence[str]
+
+    @property
+    def counted(self) -> list[SampleCheck]:
+        """The checks of samples whose labels could be read."""
+        return [check for check in self.checks if check.classes is not None]
+
+    @property
+    def intact(self) -> list[dict]:
+        """The samples without problems."""
+        return [sample for sample, check in zip(self.samples, self.checks, strict=True) if not check.problems]
+
+    def class_table(self) -> str:
+        """Share of images and of pixels of each class, and of ignored pixels, as a table for the terminal."""
+        counts = np.array([[*check.classes, sum(check.ignored.values())] for check in self.counted])
+        pixels = counts.sum(axis=0) / counts.sum()
+        images = (counts > 0).mean(axis=0)
+        rows = [
+            ("" if i == len(self.classes) else i, name, f"{images[i]:.2%}", f"{pixels[i]:.3%}")
+            for i, name in enumerate([*self.classes, "(ignored)"])
+        ]
+        return tabulate(rows, ["train id", "class", "images", "pixels"], colalign=("right", "left", "right", "right"))
+
+
+def check_dataset(name: str) -> DatasetCheck:
+    """Read every image and label of a registered dataset, with a progress bar on a terminal.
+
+    Raises:
+        KeyError: there is no such dataset.
+        OSError, ValueError: it cannot be loaded, or what describes it makes no sense.
+    """
+    samples = load_dicts(name)
+    metadata = MetadataCatalog.get(name)
+    check_metadata(metadata)
+    problems: list[str] = []
+    warnings: list[str] = []
+    published = metadata.get("num_images")
+    if published and len(samples) not in published:
+        problems.append(f"{name} has {len(samples)} images, published: {' or '.join(map(str, published))}")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda sample: check_sample(sample, metadata), samples)
+        checks = list(tqdm(found, total=len(samples), unit="image", disable=None, leave=False))
+    problems += [problem for check in checks for problem in check.problems]
+    counted = [check for check in checks if check.classes is not None]
+    if counted:
+        classes = np.sum([check.classes for check in counted], axis=0)
+        ignored = sum((Counter(check.ignored) for check in counted), Counter())
+        if note := describe_missing_classes(metadata, classes, ignored.total(), ignored):
+            # With a single class there is nothing to learn, unless labels that cannot be read have others.
+            hopeless = np.count_nonzero(classes) < 2 and not problems
+            (problems if hopeless else warnings).append(note)
+    return DatasetCheck(metadata.stuff_classes, samples, checks, problems, warnings)
 
 
 def check_sample(sample: Mapping, metadata: Metadata) -> SampleCheck:

@@ -32,7 +32,7 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
 
     Args:
         main: what to run; must be importable by name.
-        args: of :func:`~.setup.parse_arguments`.
+        args: of :func:`d2_contrast.train.parse_arguments`.
     """
     if getattr(args, "debug", False):
         os.environ[DEBUG] = "1"  # in the processes that are started, too

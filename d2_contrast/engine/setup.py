@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +9,6 @@ from functools import partial
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_argument_parser
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -20,30 +18,11 @@ from .. import modeling  # noqa: F401  (registers the parts of networks)
 from ..config import load_config
 from ..config_files import find_config
 from ..data import check_metadata, check_same_classes, get_ignore_label, register_folders
-from ..errors import DEBUG, EXIT_CODE
 from .console import start_logging, without_warnings_of
 from .parallel import on_main_process
 from .run_folder import prepare_folder
 
 logger = logging.getLogger(__name__)
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
-    """Parse the command line: Detectron2's ``default_argument_parser`` with this project's options.
-
-    Args:
-        arguments: those of the process by default. Without any the help is shown, and the process ends.
-    """
-    parser = default_argument_parser()
-    parser.add_argument(
-        "--overwrite", action="store_true", help="start anew in an OUTPUT_DIR that holds a run, which is moved aside"
-    )
-    parser.add_argument("--debug", action="store_true", help=f"show tracebacks of errors, as {DEBUG}=1 does")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments:
-        parser.print_help(sys.stderr)
-        sys.exit(EXIT_CODE)
-    return parser.parse_args(arguments)
 
 
 def setup(args: Namespace) -> CfgNode:
@@ -53,7 +32,7 @@ def setup(args: Namespace) -> CfgNode:
     Detectron2's ``default_setup``, but for the config: who uses it writes it, since a run that goes on may change it.
 
     Args:
-        args: of :func:`parse_arguments`, or of Detectron2's ``default_argument_parser``.
+        args: of :func:`d2_contrast.train.parse_arguments`, or of Detectron2's ``default_argument_parser``.
 
     Raises:
         FolderInUseError: a run is going on in OUTPUT_DIR, or has been there and is neither resumed nor overwritten.

@@ -197,7 +197,7 @@ class Trainer(DefaultTrainer):
                     logger.warning("The step is not written: %s", failure)
             raise NonFiniteError(
                 f"{error}. The last good checkpoint is {self.checkpointer.last_checkpoint() or 'none'}. To run this "
-                f"step again: python -m d2_contrast.replay {dump_path(self.cfg.OUTPUT_DIR, self.iter, error.ranks[0])}"
+                f"step again: d2-contrast replay {dump_path(self.cfg.OUTPUT_DIR, self.iter, error.ranks[0])}"
             ) from error
 
     def _end_early(self, error: BaseException) -> None:

@@ -6,6 +6,8 @@ from .curves import draw_anchors, draw_curves, read_metrics
 from .embedding import draw_embeddings, draw_joint_embeddings
 from .predictions import Sample, draw_predictions
 from .report import write_report
+from .samples import draw_samples
+from .style import save
 
 __all__ = [
     "Sample",
@@ -15,6 +17,8 @@ __all__ = [
     "draw_embeddings",
     "draw_joint_embeddings",
     "draw_predictions",
+    "draw_samples",
     "read_metrics",
+    "save",
     "write_report",
 ]

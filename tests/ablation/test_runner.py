@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from d2_contrast.ablation.progress import duration
 from d2_contrast.ablation.records import read_attempt
 from d2_contrast.ablation.runner import Claim, claimed_by
 
-FAKE = Path(__file__).parent / "fake_train.py"
+FAKE = (sys.executable, str(Path(__file__).parent / "fake_train.py"))
 TWO_ROWS = """
     seeds: [1, 2]
     baseline: plain
@@ -37,7 +38,7 @@ def spec(write_spec):
 
 
 def make_runner(spec, store, *slots, stream=None):
-    return Runner(spec.name, spec.runs, store, slots or [Slot(1)], FAKE, Progress(stream or io.StringIO()))
+    return Runner(spec.name, spec.runs, store, slots or [Slot(1)], Progress(stream or io.StringIO()), FAKE)
 
 
 def calls(store, run) -> list[dict]:
@@ -175,7 +176,7 @@ def test_failure_stops_no_other_run(spec, store, monkeypatch):
 def test_end_without_results_is_a_failure(spec, store, tmp_path):
     nothing = tmp_path / "nothing.py"
     nothing.write_text("")
-    runner = Runner(spec.name, spec.runs[:1], store, [Slot(1)], nothing, Progress(io.StringIO()))
+    runner = Runner(spec.name, spec.runs[:1], store, [Slot(1)], Progress(io.StringIO()), [sys.executable, str(nothing)])
     runner.run()
     assert runner.failures[0].reason == "ended without the results of its last iteration"
 

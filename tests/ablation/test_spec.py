@@ -172,7 +172,7 @@ def test_specs_of_this_project(path):
     spec = read_spec(path)
     assert len({row.hash for row in spec.rows}) == len(spec.rows)
     first = path.read_text().split("\nseeds:")[0]
-    assert f"python tools/ablate.py configs/ablations/{path.name}" in first
+    assert f"d2-contrast ablate ablations/{path.stem}" in first
 
 
 def test_spec_of_the_docs(write_spec):

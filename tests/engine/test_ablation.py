@@ -3,16 +3,16 @@
 import json
 import os
 import re
-import runpy
 import signal
 import time
 
 import pytest
 
+from d2_contrast.ablate import main
 from d2_contrast.ablation.runner import claimed_by
 
 
-def test_killed_ablation_goes_on(write_config, tmp_path, pytestconfig, monkeypatch, capsys):
+def test_killed_ablation_goes_on(write_config, tmp_path, monkeypatch, capsys):
     write_config()
     spec = tmp_path / "two_rows.yaml"
     spec.write_text("""
@@ -24,7 +24,6 @@ def test_killed_ablation_goes_on(write_config, tmp_path, pytestconfig, monkeypat
         """)
     monkeypatch.chdir(tmp_path)
     output = tmp_path / "output"
-    main = runpy.run_path(str(pytestconfig.rootpath / "tools/ablate.py"))["main"]
     arguments = [str(spec), "--output", str(output), "--threads", "1"]
 
     if not (pid := os.fork()):

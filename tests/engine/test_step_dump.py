@@ -30,7 +30,7 @@ def test_a_run_that_is_not_finite_can_be_looked_into(make_cfg, capsys, logged):
     message, path = str(raised.value), folder / "non_finite_0000003_rank0.pth"
     assert message.startswith("Not finite in iteration 3: loss_sem_seg nan") and message.count(".png") == 4
     assert f"The last good checkpoint is {folder / 'model_0000001.pth'}" in message
-    assert message.endswith(f"python -m d2_contrast.replay {path}")
+    assert message.endswith(f"d2-contrast replay {path}")
     # What was trained since is not saved, since it is not finite, and resuming works.
     assert "Nothing is saved, since not all numbers are finite" in logged()
     again = Trainer(make_cfg(*OPTIONS, resume=True))

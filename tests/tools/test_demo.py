@@ -20,9 +20,10 @@ def test_trains_both_and_compares_them(calls, tmp_path):
     codes += [0, 3]
     assert main(["--output", str(tmp_path), "SOLVER.MAX_ITER", "4"]) == 3
     train, compare = commands
-    assert train[1].endswith("ablate.py") and train[-2:] == ["SOLVER.MAX_ITER", "4"]
-    assert compare[1].endswith("compare_runs.py") and compare[4:7] == ["--names", "cross entropy", "with the losses"]
-    baseline, run = (Path(folder) for folder in compare[2:4])
+    assert train[1:3] == ["-m", "d2_contrast.ablate"] and train[-2:] == ["SOLVER.MAX_ITER", "4"]
+    assert compare[1:3] == ["-m", "d2_contrast.compare"]
+    assert compare[5:8] == ["--names", "cross entropy", "with the losses"]
+    baseline, run = (Path(folder) for folder in compare[3:5])
     assert baseline.parent == run.parent == tmp_path
     assert baseline.name.startswith("cross-entropy_seed1_") and run.name.startswith("with-the-losses_seed1_")
 

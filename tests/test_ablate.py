@@ -1,21 +1,18 @@
 import json
 import os
 import re
-import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from d2_contrast.ablation import AblationError
+from d2_contrast import ablate
+from d2_contrast.ablation import AblationError, Runner
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "tools/ablate.py"
+ROOT = Path(__file__).parents[1]
 FAKE = ROOT / "tests/ablation/fake_train.py"
-tool = runpy.run_path(str(SCRIPT))
 
 SPEC = """
 seeds: [1, 2]
@@ -29,25 +26,12 @@ rows:
 
 @pytest.fixture
 def main(tmp_path, monkeypatch):
-    """The tool with a stand-in for train_net.py, in an empty folder with ``spec.yaml``."""
+    """The verb with a stand-in for a training, in an empty folder with ``spec.yaml``."""
     (tmp_path / "spec.yaml").write_text(SPEC.replace("CONFIG", str(ROOT / "configs/shapes/uper_r18.yaml")))
-    (tmp_path / "clone").mkdir()
-    (tmp_path / "clone/train_net.py").write_text(FAKE.read_text())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(tool["main"].__globals__, "ROOT", tmp_path / "clone")
+    monkeypatch.setattr(Runner.__init__, "__defaults__", ((sys.executable, str(FAKE)),))
     monkeypatch.setattr("d2_contrast.ablation.runner.POLL_SECONDS", 0.02)
-    return tool["main"]
-
-
-def test_help_is_quick():
-    code = (
-        "import runpy, sys\n"
-        "try: runpy.run_path(sys.argv[1], run_name='__main__')\n"
-        "finally: print([m for m in ('torch', 'detectron2', 'matplotlib') if m in sys.modules])\n"
-    )
-    command = [sys.executable, "-c", code, SCRIPT, "--help"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "--gpus-per-run" in output and output.splitlines()[-1] == "[]"
+    return ablate.main
 
 
 def test_run_and_table(main, capsys):
@@ -101,10 +85,10 @@ def test_printed_commands_work_from_anywhere(main, capsys, monkeypatch, tmp_path
             "&&",
             "env",
         ) and "DETECTRON2_DATASETS=/data sets" in words
-        script = words.index(str(tmp_path / "clone/tools/ablate.py"))
-        assert words[script - 1] == sys.executable
+        start = words.index("d2_contrast.ablate")
+        assert words[start - 2 : start] == [sys.executable, "-m"]
         monkeypatch.chdir(folder)
-        assert main(words[script + 1 :]) == 0
+        assert main(words[start + 1 :]) == 0
         monkeypatch.chdir("/")
     assert capsys.readouterr().out == ""  # a single run makes no table
     monkeypatch.chdir(tmp_path)
@@ -118,11 +102,11 @@ def test_printed_commands_work_from_anywhere(main, capsys, monkeypatch, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.yaml"], "ablate: none.yaml: cannot read this spec (No such file or directory)\n"),
-        (["spec.yaml", "--run", "ours_seed1_0"], "ablate: spec.yaml has no run 'ours_seed1_0': was it changed after"),
+        (["none.yaml"], "error: none.yaml: no such config file, and no config of d2_contrast has this name"),
+        (["spec.yaml", "--run", "ours_seed1_0"], "error: spec.yaml has no run 'ours_seed1_0': was it changed after"),
         (
             ["spec.yaml", "SOLVER.MAXITER", "3"],
-            "ablate: spec.yaml: row 'plain': Non-existent key: SOLVER.MAXITER",
+            "error: spec.yaml: row 'plain': Non-existent key: SOLVER.MAXITER",
         ),
         (["spec.yaml", "--gpus", "2"], "torch can use 1 GPUs here"),
         (["spec.yaml", "--gpus", "1", "--jobs", "2"], "the GPUs decide how many runs there are at a time"),
@@ -131,7 +115,8 @@ def test_printed_commands_work_from_anywhere(main, capsys, monkeypatch, tmp_path
 )
 def test_mistakes(main, capsys, monkeypatch, arguments, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert main(arguments) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
     assert message in capsys.readouterr().err
     assert not list(Path().glob("output/ablations/spec/*/attempt.json"))
 
@@ -149,7 +134,7 @@ def test_slots_share_cores_and_gpus(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def slots(*args):
-        return [(slot.threads, slot.processes, slot.gpus) for slot in tool["make_slots"](*args)]
+        return [(slot.threads, slot.processes, slot.gpus) for slot in ablate.make_slots(*args)]
 
     assert slots(3, None, None, 1) == [(5, 1, None)] * 3
     assert slots(20, None, None, 1) == [(1, 1, None)] * 20

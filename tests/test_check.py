@@ -1,6 +1,3 @@
-import runpy
-from pathlib import Path
-
 import miniatures
 import numpy as np
 import pytest
@@ -8,9 +5,8 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from d2_contrast.check import main
 from d2_contrast.data.datasets import folders
-
-main = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "check_dataset.py"))["main"]
 
 
 @pytest.fixture
@@ -119,7 +115,7 @@ def test_pictures_go_to_the_output_folder(garden, capsys, monkeypatch):
     monkeypatch.chdir(root / "here")
     assert main(["mine/../garden 1", "--config-file", str(root / "garden.yaml")]) == 0
     files = [p.relative_to(root / "here").as_posix() for p in (root / "here").rglob("*") if p.is_file()]
-    assert files == ["output/check_dataset/mine_.._garden_1/browse.png"]
+    assert files == ["output/check/mine_.._garden_1/browse.png"]
     assert f"Samples: {files[0]}" in capsys.readouterr().out
 
 
@@ -214,8 +210,10 @@ def test_complete_benchmark_without_labels_has_no_problems(root, capsys, monkeyp
     ],
 )
 def test_dataset_that_cannot_be_loaded(root, capsys, name, message):
-    assert main([name]) == 1
-    assert message in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main([name])
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.out == ""
 
 
 @pytest.mark.parametrize(
@@ -228,5 +226,6 @@ def test_dataset_that_cannot_be_loaded(root, capsys, name, message):
 )
 def test_description_that_is_wrong(root, capsys, text, message):
     (root / "x.yaml").write_text(text)
-    assert main(["x", "--config-file", str(root / "x.yaml")]) == 1
-    assert message in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["x", "--config-file", str(root / "x.yaml")])
+    assert message in capsys.readouterr().err

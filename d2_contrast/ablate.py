@@ -1,11 +1,10 @@
-#!/usr/bin/env python3
 """Run an ablation, rows times seeds as a yaml file says, and collect it into one table.
 
-    python tools/ablate.py configs/ablations/shapes_ladder.yaml --jobs 2       # again: go on where it was stopped
-    python tools/ablate.py configs/ablations/table_1a.yaml --gpus 8 --gpus-per-run 4
-    python tools/ablate.py configs/ablations/table_1a.yaml --print-commands    # one command a run, for a queue
-    python tools/ablate.py configs/ablations/shapes_ladder.yaml --collect-only --plot
-    python tools/ablate.py configs/ablations/shapes_ladder.yaml --plan-only SOLVER.MAX_ITER 6000
+    d2-contrast ablate ablations/shapes_ladder --jobs 2                # again: go on where it was stopped
+    d2-contrast ablate ablations/table_1a --gpus 8 --gpus-per-run 4
+    d2-contrast ablate ablations/table_1a --print-commands             # one command a run, for a queue
+    d2-contrast ablate ablations/shapes_ladder --collect-only --plot
+    d2-contrast ablate ablations/shapes_ladder --plan-only SOLVER.MAX_ITER 6000
 
 Keys and values at the end override every config. docs/ablations.md describes the file and the table.
 """
@@ -13,16 +12,17 @@ Keys and values at the end override every config. docs/ablations.md describes th
 import argparse
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from .cli import PROGRAM, verb_parser
+from .errors import in_plain_words
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("spec", metavar="SPEC.yaml", help="what to run")
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = verb_parser("ablate", __doc__)
+    parser.add_argument("spec", metavar="SPEC", help="what to run: a yaml file, or the name of one of this project's")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of each run (default: share the cores)")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of this machine to use, one for each run")
@@ -36,59 +36,53 @@ def main(argv: list[str] | None = None) -> int:
     how.add_argument("--run", metavar="NAME", help="do this one alone, as a printed command does")
     how.add_argument("--collect-only", action="store_true", help="make the table of what is finished")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys to override in all rows")
-    args = parser.parse_intermixed_args(argv)
+    return parser
+
+
+@in_plain_words()
+def main(argv: list[str] | None = None) -> int:
+    """Run what is not finished and print the table; returns the exit code, 128 + a signal if one stopped it."""
+    parser = build_parser()
+    arguments = sys.argv[1:] if argv is None else argv
+    args = parser.parse_intermixed_args(arguments)
     for name in ("jobs", "threads", "gpus", "gpus_per_run"):
         if (value := getattr(args, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}: expected 1 or more")
+    from .ablation import AblationError, Progress, Runner, Store, describe_plan, read_spec, write_tables
+    from .config_files import find_config
 
-    # Here, since --help does without. What is missing is named, with what installs it.
-    try:
-        from d2_contrast.ablation import AblationError, Progress, Runner, Store, describe_plan, read_spec, write_tables
-    except ImportError as error:
-        print(f"ablate: {error}", file=sys.stderr)
-        return 2
-
-    try:
-        spec = read_spec(args.spec, args.overrides)
-        output = args.output or spec.output
-        store = Store(output, args.results or output / "results")
-        if not args.collect_only:
-            runs = [run for run in spec.runs if args.run in (None, run.name)]
-            if not runs:
-                raise AblationError(
-                    f"{args.spec} has no run {args.run!r}: was it changed after the command was printed?"
-                )
-            if args.run is None:
-                print(describe_plan(spec, store), file=sys.stderr)
-            if args.plan_only:
-                return 0
-            if args.print_commands:
-                for run in runs:
-                    if store.record(spec.name, run) is None:
-                        print(shell_command(args, run.name, store))
-                return 0
-            slots = make_slots(args.jobs, args.threads, args.gpus, args.gpus_per_run)
-            runner = Runner(spec.name, runs, store, slots, ROOT / "train_net.py", Progress(sys.stderr))
-            runner.run()
-            if runner.stopped_by:
-                again = shlex.join([sys.executable, *sys.argv])
-                print(
-                    f"Stopped; {runner.finished} of {len(runs)} runs are finished. To go on: {again}", file=sys.stderr
-                )
-                return 128 + runner.stopped_by
+    args.spec = find_config(args.spec)
+    spec = read_spec(args.spec, args.overrides)
+    output = args.output or spec.output
+    store = Store(output, args.results or output / "results")
+    if not args.collect_only:
+        runs = [run for run in spec.runs if args.run in (None, run.name)]
+        if not runs:
+            raise AblationError(f"{args.spec} has no run {args.run!r}: was it changed after the command was printed?")
         if args.run is None:
-            page, paths = write_tables(spec, store, args.plot)
-            print(page)
-            print("Written: " + ", ".join(map(str, paths)), file=sys.stderr)
-        if not args.collect_only and runner.failures:
-            print(describe_failures(runner.failures), file=sys.stderr)
-            return 1
-        return 0
-    except (AblationError, OSError) as error:
-        print(f"ablate: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # before there was a run to stop
-        return 128 + signal.SIGINT
+            print(describe_plan(spec, store), file=sys.stderr)
+        if args.plan_only:
+            return 0
+        if args.print_commands:
+            for run in runs:
+                if store.record(spec.name, run) is None:
+                    print(shell_command(args, run.name, store))
+            return 0
+        slots = make_slots(args.jobs, args.threads, args.gpus, args.gpus_per_run)
+        runner = Runner(spec.name, runs, store, slots, Progress(sys.stderr))
+        runner.run()
+        if runner.stopped_by:
+            again = shlex.join([PROGRAM, "ablate", *arguments])
+            print(f"Stopped; {runner.finished} of {len(runs)} runs are finished. To go on: {again}", file=sys.stderr)
+            return 128 + runner.stopped_by
+    if args.run is None:
+        page, paths = write_tables(spec, store, args.plot)
+        print(page)
+        print("Written: " + ", ".join(map(str, paths)), file=sys.stderr)
+    if not args.collect_only and runner.failures:
+        print(describe_failures(runner.failures), file=sys.stderr)
+        return 1
+    return 0
 
 
 def make_slots(jobs: int, threads: int | None, gpus: int | None, gpus_per_run: int) -> list:
@@ -99,7 +93,7 @@ def make_slots(jobs: int, threads: int | None, gpus: int | None, gpus_per_run: i
     """
     import torch
 
-    from d2_contrast.ablation import AblationError, Slot
+    from .ablation import AblationError, Slot
 
     if gpus is None:
         if jobs > 1 and gpus_per_run > 1:
@@ -123,8 +117,9 @@ def make_slots(jobs: int, threads: int | None, gpus: int | None, gpus_per_run: i
 def shell_command(args: argparse.Namespace, name: str, store) -> str:
     """A command that does one run, from any folder."""
     settings = [f"{key}={os.environ[key]}" for key in ("DETECTRON2_DATASETS", "PYTHONPATH") if key in os.environ]
-    command = ["env", *settings, sys.executable, str(ROOT / "tools/ablate.py"), str(Path(args.spec).resolve())]
-    command += ["--run", name, "--output", str(store.output.resolve()), "--results", str(store.results.resolve())]
+    command = ["env", *settings, sys.executable, "-m", "d2_contrast.ablate"]
+    command += [str(Path(args.spec).resolve()), "--run", name]
+    command += ["--output", str(store.output.resolve()), "--results", str(store.results.resolve())]
     command += ["--threads", str(args.threads)] if args.threads else []
     command += ["--gpus-per-run", str(args.gpus_per_run)] if args.gpus_per_run > 1 else []
     return f"cd {shlex.quote(os.getcwd())} && {shlex.join([*command, *args.overrides])}"

@@ -1,6 +1,4 @@
 import re
-import runpy
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +6,9 @@ from detectron2.modeling import build_model
 from tiny_models import CONFIGS, SMALL, STRUCTURES, small_config, small_model
 from torch import nn
 
-tool = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "analyze_model.py"))
+from d2_contrast.analyze import main
+from d2_contrast.modeling import cost
+
 UPER = "cityscapes/uper_r101_contrast_bs12_120k.yaml"
 
 
@@ -25,7 +25,7 @@ def rows(text):
 
 def test_count_by_hand():
     module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 1, bias=False))
-    counts = tool["count"](module, torch.zeros(1, 3, 16, 20))
+    counts = cost.count(module, torch.zeros(1, 3, 16, 20))
     assert counts["0"] == (3 * 8 * 9 + 8, 3 * 8 * 9 * 320)
     assert counts["1"] == (40, 40 * 320)
     assert counts[""] == (264, (216 + 40) * 320)
@@ -33,7 +33,7 @@ def test_count_by_hand():
 
 @pytest.mark.parametrize("name", [UPER, "cityscapes/hrnet_w48_contrast_bs12_120k.yaml", "shapes/fpn_r18_contrast.yaml"])
 def test_table(name, capsys):
-    assert tool["main"](arguments(name)) == 0
+    assert main(arguments(name)) == 0
     text = capsys.readouterr().out
     table = rows(text)
     model = small_model(name)
@@ -56,7 +56,7 @@ def test_table(name, capsys):
 def test_operations_of_projectors_by_hand():
     """Two layers of each projector are followed by norms, which fvcore counts with one to five operations a value."""
     model = build_model(small_config(UPER))
-    counts = tool["count"](tool["Training"](model), torch.zeros(1, 3, 64, 96))
+    counts = cost.count(cost.Training(model), torch.zeros(1, 3, 64, 96))
     products = norms = 0
     for channels, stride in ((64, 4), (128, 8), (256, 16), (512, 32)):
         positions = 64 * 96 // stride**2
@@ -66,14 +66,14 @@ def test_operations_of_projectors_by_hand():
 
 
 def test_baseline_has_no_branch(capsys):
-    assert tool["main"](arguments(UPER, "MODEL.CONTRAST.ENABLED", "False", "MODEL.AUX_HEAD.NAME", "")) == 0
+    assert main(arguments(UPER, "MODEL.CONTRAST.ENABLED", "False", "MODEL.AUX_HEAD.NAME", "")) == 0
     text = capsys.readouterr().out
     assert rows(text)["training"] == rows(text)["inference"] and "projectors" not in text
     assert "contrastive branch" not in text
 
 
 def test_a_branch_that_runs_at_inference_would_show(capsys, monkeypatch):
-    class Wasteful(tool["Inference"]):
+    class Wasteful(cost.Inference):
         def __init__(self, model):
             super().__init__(model)
             self.projectors = model.contrast.projectors if model.contrast is not None else nn.ModuleDict()
@@ -84,6 +84,6 @@ def test_a_branch_that_runs_at_inference_would_show(capsys, monkeypatch):
                 projector(features[name])
             return self.sem_seg_head(features)[0]
 
-    monkeypatch.setitem(tool["main"].__globals__, "Inference", Wasteful)
-    tool["main"](arguments(UPER))
+    monkeypatch.setitem(cost.__dict__, "Inference", Wasteful)
+    main(arguments(UPER))
     assert "the branch has a cost there!" in capsys.readouterr().out

@@ -1,5 +1,4 @@
 import json
-import runpy
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-main = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "compare_runs.py"))["main"]
+from d2_contrast.compare import main
 
 
 def set_pictures(folder, images, points):
@@ -86,7 +85,8 @@ def test_what_cannot_be_compared_is_refused(twins, capsys):
     config = yaml.safe_load(path.read_text())
     config["TEST"]["SLIDING_WINDOW"].update(ENABLED=True, SIZE=[64, 64], STRIDE=[64, 64])
     path.write_text(yaml.dump(config))
-    assert main(list(map(str, twins))) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(list(map(str, twins)))
     error = capsys.readouterr().err.strip()
     assert "baseline and contrast are evaluated in different ways" in error and len(error.splitlines()) == 1
     assert not (twins[1] / "comparison").exists()

@@ -1,5 +1,4 @@
 import json
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,7 @@ from d2_contrast.analysis import load_runs
 from d2_contrast.data import SemSegMapper
 from d2_contrast.evaluation import sample_features
 from d2_contrast.evaluation.features import measure_map
-
-main = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "analyze_features.py"))["main"]
+from d2_contrast.features import main
 
 
 def set_points(folder, points):
@@ -110,7 +108,8 @@ def test_errors_are_one_sentence(twins, tmp_path, capsys):
         ([str(twins[0]), "--maps", "res9"], "baseline has no feature map 'res9'"),
         ([str(twins[0]), "--dataset", "shape_val"], "dataset 'shape_val' is not registered"),
     ):
-        assert main(arguments) == 2
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
         captured = capsys.readouterr()
         assert message in captured.err and len(captured.err.strip().splitlines()) == 1
         assert "|" not in captured.out

@@ -1,0 +1,48 @@
+"""Compare two trained runs on the same dataset: scores, features, and pictures that put both side by side.
+
+d2-contrast compare output/shapes/uper_r18 output/shapes/uper_r18_contrast
+
+A run is a folder that a training had as OUTPUT_DIR; the first is the baseline. Both are evaluated again, as their
+configs say. Written are comparison.md with all tables and pictures, and comparison.json.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .cli import log_to_terminal, verb_parser
+from .errors import in_plain_words
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = verb_parser("compare", __doc__)
+    parser.add_argument("baseline", metavar="BASELINE", help="folder of the run to compare with")
+    parser.add_argument("run", metavar="RUN", help="folder of the run to compare")
+    parser.add_argument("--names", nargs=2, metavar="NAME", help="what to call the two; default: by their folders")
+    parser.add_argument("--dataset", help="a registered dataset with labels; default: the first of DATASETS.TEST")
+    parser.add_argument("--output", type=Path, help="folder for the files; default: comparison/ in RUN")
+    return parser
+
+
+@in_plain_words()
+def main(argv: list[str] | None = None) -> int:
+    """Compare two runs and print a summary; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    from .analysis import check_comparable, common_dataset, compare_runs, load_runs, summary, write_comparison
+
+    log_to_terminal("d2_contrast.analysis")
+    output = args.output or Path(args.run) / "comparison"
+    baseline, run = load_runs([args.baseline, args.run], args.names)
+    dataset, dataset_dicts = common_dataset([baseline, run], args.dataset)
+    check_comparable(baseline, run, dataset)
+    output.mkdir(parents=True, exist_ok=True)
+    comparison = compare_runs(baseline, run, dataset, dataset_dicts, output)
+    files = write_comparison(comparison, output)
+    print(summary(comparison))
+    print("\n".join(["To look at:", *(f"  {file}" for file in files)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
