@@ -17,6 +17,7 @@ PROGRAM = "d2-contrast"
 
 # Every verb with what it does, in the order in which a project needs them.
 VERBS = {
+    "init": "look at images and labels of your own, and propose a config for them",
     "check": "check a dataset: its files, its label values, how frequent its classes are",
     "train": "train, resume or evaluate a network: train_net.py",
     "analyze": "count the parameters and operations of a network, part by part",

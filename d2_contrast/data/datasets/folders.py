@@ -10,6 +10,8 @@
           label_suffix: .png
           ignore_values: [255]            # label values of pixels that belong to no class
           groups: {rare: [bed]}           # classes whose mean IoU is reported together
+          files: garden_train.txt         # these images alone: a text file with their paths below ``images``, one a
+                                          # line; a tab and the label's path below ``labels`` may follow
 
 A class is a name, or ``{name: path, color: [200, 180, 140], values: [7, 8]}``. Without ``values`` label files hold
 positions in the list of classes. Images and labels may share a folder: a label map is no image.
@@ -30,7 +32,7 @@ from ..metadata import MAX_ID, check_metadata, is_id, shown
 from .register import Pair, datasets_root, list_images, register_dataset
 
 REQUIRED = {"name", "images", "classes"}
-OPTIONAL = {"labels", "label_suffix", "ignore_values", "groups"}
+OPTIONAL = {"labels", "label_suffix", "ignore_values", "groups", "files"}
 CLASS_KEYS = {"name", "color", "values"}
 
 _registered: dict[str, Mapping] = {}
@@ -107,10 +109,12 @@ def find(root: Path, entry: Mapping) -> list[Pair]:
     """Images and labels of an entry.
 
     Raises:
-        FileNotFoundError: a folder does not exist, or there are no images.
-        ValueError: an image would be its own label.
+        FileNotFoundError: a folder or the list of files does not exist, or there are no images.
+        ValueError: an image would be its own label, or a line of the list has more than two paths.
     """
     folder = root / Path(entry["images"]).expanduser()  # an absolute path stays as it is
+    if "files" in entry:
+        return _find_listed(root, folder, entry)
     images = list_images(folder, "**/*")
     if "labels" not in entry:
         return [(image, None) for image in images]
@@ -144,9 +148,32 @@ def find(root: Path, entry: Mapping) -> list[Pair]:
     return pairs
 
 
+def _find_listed(root: Path, folder: Path, entry: Mapping) -> list[Pair]:
+    """Images and labels of an entry with a list of files."""
+    path = root / Path(entry["files"]).expanduser()
+    lines = [(number, line.rstrip("\r")) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+    if not lines:
+        raise FileNotFoundError(f"{path} names no images: expected their paths below {folder}, one a line")
+    pairs: list[Pair] = []
+    for number, line in lines:
+        image, *labels = line.split("\t")
+        if len(labels) > ("labels" in entry):
+            raise ValueError(
+                f"{path}, line {number}: expected the path of an image"
+                + (", or that and the path of its label with a tab between" if "labels" in entry else "")
+                + f", found {shown(line)}"
+            )
+        label = None
+        if "labels" in entry:
+            default = str(Path(image).with_suffix("")) + entry.get("label_suffix", ".png")
+            label = root / Path(entry["labels"]).expanduser() / (labels[0] if labels else default)
+        pairs.append((folder / image, label))
+    return pairs
+
+
 def _check_texts(where: str, entry: Mapping) -> None:
     """Check the keys whose values are text."""
-    for key in ("name", "images", "labels", "label_suffix"):
+    for key in ("name", "images", "labels", "label_suffix", "files"):
         value = entry.get(key, "x.y")
         if not isinstance(value, str) or not value.strip():
             hint = ", or leave the key out" if key in OPTIONAL else ""

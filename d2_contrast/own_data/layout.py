@@ -1,0 +1,294 @@
+"""Which image belongs to which label map, and to which split, by the names of files and folders.
+
+Known are folders for each kind (``images``, ``masks``), for each split (``train``, ``valid``) and for both
+(``trainannot``, ``train/masks``); files told by a word in their name (``bed_mask.png``, ``mask_001.png``) or by their
+type (``bed.jpg`` with ``bed.png``); and the lists of PASCAL VOC (``ImageSets/Segmentation/train.txt``).
+"""
+
+import os
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..data.datasets.register import IMAGE_SUFFIXES
+
+SPLITS = {"train": "training|train|trn|tr", "val": "validation|valid|val|dev", "test": "testing|test|ts"}
+KINDS = {
+    "image": "jpegimages|images|image|imgs|img|photos|photo|pictures|frames|frame|rgb|leftimg8bit|inputs|input|sat",
+    "label": "segmentationclass|segmentations|segmentation|semantic|masksmachine|masks|mask|labelmaps|labels|label|"
+    "labelids|labeltrainids|annotations|annotation|annots|annot|anno|groundtruth|gtfine|gt|seg|targets|target",
+    # What services export beside label maps: instances, and pictures to look at.
+    "other": "segmentationobject|masksinstances|maskshuman|instances|instanceids|overlays|overlay|previews|preview",
+}
+_SPLIT = "|".join(f"(?P<{{0}}{name}>{words})" for name, words in SPLITS.items())
+_KIND = "|".join(f"(?P<{name}>{words})" for name, words in KINDS.items())
+_FOLDER = re.compile(f"(?:{_SPLIT.format('before_')})?(?:{_KIND})?(?:{_SPLIT.format('after_')})?")
+_WORDS = "|".join(KINDS.values())
+_BEFORE = re.compile(rf"(?P<word>{_WORDS})(?:[_\-. ]+|(?=\d))", re.IGNORECASE)
+_AFTER = re.compile(rf"[_\-. ]+(?P<word>{_WORDS})$", re.IGNORECASE)
+_IMAGE_TYPE = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
+# A mask for each brush stroke, from which nothing leads to the name of the image.
+_LABEL_STUDIO = re.compile(r"task-\d+-annotation-\d+-.*tag-")
+HOLD_OUT = 5  # of so many images one is held out
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image with its label map, if it has one, and its split: "train", "val", "test", or "" for none."""
+
+    image: Path
+    label: Path | None
+    split: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is in a folder.
+
+    Attributes:
+        samples: in the order of the images' paths.
+        notes: what was left out or decided, a sentence each.
+    """
+
+    samples: Sequence[Sample]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    folders: tuple[str, ...]  # without those that only tell a kind or a split
+    kind: str
+    split: str
+    stem: str  # without words that tell a kind
+    stem_kind: str = ""
+    raw: tuple[str, ...] = field(default=())  # folders and stem as they are
+
+
+def find_layout(images: Path, labels: Path | None = None) -> Layout:
+    """Find images, their label maps and their splits.
+
+    Args:
+        images: folder of the images, subfolders count.
+        labels: folder of the label maps; None or the same folder if it holds both.
+
+    Raises:
+        FileNotFoundError: a folder does not exist, or there are no images or no label maps in it.
+        ValueError: no image has a label map by its name, or the files are an export that cannot be used.
+    """
+    notes: list[str] = []
+    images = Path(os.path.abspath(images.expanduser()))
+    labels = None if labels is None else Path(os.path.abspath(labels.expanduser()))
+    image_files, label_files = _tell_apart(images, labels, notes)
+    where = f"{images}" if labels is None else f"{images} and {labels}"
+    if not label_files:
+        raise FileNotFoundError(
+            f"{images} has {len(image_files)} images, of which no name tells that it is a label map: name the folder "
+            "of the label maps after that of the images"
+        )
+    if not image_files:
+        raise FileNotFoundError(f"{images} has no images beside label maps: name the folder of the images first")
+    label_of = _pair(image_files, label_files)
+    if not label_of:
+        raise ValueError(
+            f"no image in {where} has a label map by its name: {image_files[0].path.name} and "
+            f"{label_files[0].path.name} are the first of both, expected names such as bed_01.jpg and bed_01.png or "
+            "bed_01_mask.png"
+        )
+    samples = []
+    for file in image_files:
+        label = label_of.get(file.path)
+        samples.append(Sample(file.path, label.path if label else None, file.split or (label.split if label else "")))
+    used = {label.path for label in label_of.values()}
+    if unused := [file.path for file in label_files if file.path not in used]:
+        notes.append(f"{_counted(unused, 'label map')} without an image left out, the first is {unused[0]}")
+    if not any(sample.split for sample in samples):
+        samples = _split_by_lists(samples, [images, *([labels] if labels else [])], notes)
+    return Layout(_leave_out_unlabelled(samples, notes), notes)
+
+
+def hold_out(samples: Sequence[Sample], every: int = HOLD_OUT, seed: int = SEED) -> tuple[list[Sample], str | None]:
+    """Give every sample a split: one of ``every`` that would be trained on is held out where there is no "val".
+
+    Returns:
+        The samples, and what was decided; None if the splits were there.
+
+    Raises:
+        ValueError: there are too few images for both.
+    """
+    samples = [sample if sample.split else replace(sample, split="train") for sample in samples]
+    train = [i for i, sample in enumerate(samples) if sample.split == "train"]
+    if any(sample.split == "val" for sample in samples):
+        if not train:
+            raise ValueError("there are images to validate on but none to train on: name the folder that holds both")
+        return samples, None
+    if len(train) < 2:
+        raise ValueError(
+            f"{_counted(train, 'image')} with a label map to train on: expected two or more, since one is held out to "
+            "measure on"
+        )
+    choose = random.Random(seed)
+    blocks = [train[i : i + every] for i in range(0, len(train), every)]
+    # A last block that is not full gives one in proportion; the first always does.
+    held = [choose.choice(b) for i, b in enumerate(blocks) if i == 0 or choose.random() < len(b) / every]
+    for i in held:
+        samples[i] = replace(samples[i], split="val")
+    return samples, (
+        f"{len(held)} of {len(train)} images are held out to measure on, one of {every} at random (seed {seed}). If "
+        "neighbours are alike, such as frames of a video, hold out whole scenes instead: put them into a folder val"
+    )
+
+
+def _tell_apart(images: Path, labels: Path | None, notes: list[str]) -> tuple[list[_File], list[_File]]:
+    for folder in (images, labels or images):
+        if not folder.is_dir():
+            what = "is a file, not a folder" if folder.exists() else "does not exist"
+            raise FileNotFoundError(f"{folder} {what}: expected the folder of the images or of the label maps")
+    if labels is None or labels == images:
+        files = _list_files(images, lambda path: True)
+        found = {kind: [f for f in files if _kind(f) == kind] for kind in KINDS}
+        if not found["label"]:
+            found["image"], found["label"] = _tell_by_type(found["image"])
+        left_out = found["other"]
+    else:
+        nested = labels.is_relative_to(images)
+        image_files = _list_files(images, lambda path: not (nested and path.is_relative_to(labels)))
+        label_files = _list_files(labels, lambda path: nested or not path.is_relative_to(images))
+        found = {
+            "image": [f for f in image_files if f.kind not in ("label", "other")],
+            "label": [f for f in label_files if "other" not in (f.kind, f.stem_kind)],
+        }
+        left_out = [f for f in image_files if f.kind in ("label", "other")]
+        left_out += [f for f in label_files if "other" in (f.kind, f.stem_kind)]
+    for file in found["label"]:
+        if _LABEL_STUDIO.match(file.path.name):
+            raise ValueError(
+                f"{file.path} is a mask of a single brush stroke, as Label Studio exports them, whose image no name "
+                "tells: export as COCO or YOLO and draw one label map for each image"
+            )
+    if left_out:
+        folder = left_out[0].path.parent
+        notes.append(f"{_counted(left_out, 'file')} left out, which are instances or previews: those in {folder}, ...")
+    return found["image"], found["label"]
+
+
+def _list_files(root: Path, wanted: Callable[[Path], bool]) -> list[_File]:
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        found += [Path(folder) / name for name in names if not name.startswith(".")]
+    return [_describe(path, root) for path in sorted(found) if path.suffix.lower() in IMAGE_SUFFIXES and wanted(path)]
+
+
+def _describe(path: Path, root: Path) -> _File:
+    kind = split = ""
+    rest = []
+    *folders, name = path.relative_to(root).parts
+    for folder in folders:
+        match = _FOLDER.fullmatch(re.sub(r"[\W_]", "", folder.lower()))
+        named = {key.rpartition("_")[2] for key, value in match.groupdict().items() if value} if match else set()
+        if not named:
+            rest.append(folder)
+        for word in named:
+            kind, split = (word, split) if word in KINDS else (kind, word)
+    stem, stem_kind = Path(name).stem, ""
+    raw = (*folders, stem)
+    stem = _IMAGE_TYPE.sub("", stem)  # bed.jpg.png
+    while match := _AFTER.search(stem) or _BEFORE.match(stem):
+        if match.start() == 0 and match.end() == len(stem):
+            break
+        word = match["word"].lower()
+        stem_kind = stem_kind or next(k for k, words in KINDS.items() if word in words.split("|"))
+        stem = stem[: match.start()] + stem[match.end() :] if match.start() == 0 else stem[: match.start()]
+    return _File(path, tuple(rest), kind, split, stem, stem_kind, raw)
+
+
+def _kind(file: _File) -> str:
+    """What a file is in a folder that holds images and label maps."""
+    kinds = {file.kind, file.stem_kind}
+    return next((kind for kind in ("other", "label") if kind in kinds), "image")
+
+
+def _tell_by_type(files: Sequence[_File]) -> tuple[list[_File], list[_File]]:
+    """Of a JPEG and another file of the same name, the other is the label map."""
+    by_name: dict[tuple, list[_File]] = defaultdict(list)
+    for file in files:
+        by_name[file.raw].append(file)
+    labels: dict[Path, _File] = {}
+    for group in by_name.values():
+        other = [file for file in group if file.path.suffix.lower() not in (".jpg", ".jpeg")]
+        if len(group) == 2 and len(other) == 1:
+            labels[other[0].path] = other[0]
+    return [file for file in files if file.path not in labels], list(labels.values())
+
+
+def _pair(images: Sequence[_File], labels: Sequence[_File]) -> dict[Path, _File]:
+    """The label map of each image, by names that fit exactly, then by those that fit without words and folders."""
+    keys: list[Callable[[_File], tuple]] = [
+        lambda f: f.raw,
+        lambda f: (f.split, f.folders, f.stem.lower()),
+        lambda f: (f.split, f.stem.lower()),
+        lambda f: (f.stem.lower(),),
+    ]
+    found: dict[Path, _File] = {}
+    used: set[Path] = set()
+    for key in keys:
+        waiting = _by_key((f for f in images if f.path not in found), key)
+        free = _by_key((f for f in labels if f.path not in used), key)
+        for name, group in waiting.items():
+            candidates = free.get(name, [])
+            if len(group) == len(candidates) == 1:
+                image, label = group[0], candidates[0]
+                if image.split and label.split and image.split != label.split:
+                    continue
+                found[image.path] = label
+                used.add(label.path)
+    return found
+
+
+def _by_key(files: Iterable[_File], key: Callable[[_File], tuple]) -> dict[tuple, list[_File]]:
+    groups: dict[tuple, list[_File]] = defaultdict(list)
+    for file in files:
+        groups[key(file)].append(file)
+    return groups
+
+
+def _split_by_lists(samples: Sequence[Sample], folders: Sequence[Path], notes: list[str]) -> list[Sample]:
+    """Splits by the lists of PASCAL VOC beside the images, where there are some for training and validation."""
+    for folder in (f for known in folders for f in (known, known.parent)):
+        for lists in (folder / "ImageSets" / "Segmentation", folder / "ImageSets"):
+            split_of: dict[str, str] = {}
+            for split in SPLITS:
+                if (path := lists / f"{split}.txt").is_file():
+                    for line in path.read_text("utf-8", "replace").splitlines():
+                        split_of.setdefault(Path(line.strip()).name, split)
+            if {"train", "val"} <= set(split_of.values()):
+                listed = [replace(s, split=split_of[s.image.stem]) for s in samples if s.image.stem in split_of]
+                notes.append(f"The split is that of the lists in {lists}")
+                if len(listed) < len(samples):
+                    notes.append(f"{_counted(len(samples) - len(listed), 'image')} left out, which are in no list")
+                return listed
+    return list(samples)
+
+
+def _leave_out_unlabelled(samples: Sequence[Sample], notes: list[str]) -> list[Sample]:
+    """Without images that have no label map, but for a test split in which none has one."""
+    blind = not any(sample.label for sample in samples if sample.split == "test")
+    kept, missing = [], []
+    for sample in samples:
+        if sample.label or (blind and sample.split == "test"):
+            kept.append(sample)
+        else:
+            missing.append(sample.image)
+    if missing:
+        notes.append(f"{_counted(missing, 'image')} without a label map left out, the first is {missing[0]}")
+    return kept
+
+
+def _counted(things: Sequence | int, name: str) -> str:
+    number = things if isinstance(things, int) else len(things)
+    return f"{number} {name}{'s' * (number != 1)}"
