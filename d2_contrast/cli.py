@@ -32,7 +32,7 @@ VERBS = {
 EPILOG = f"""\
 examples:
   {PROGRAM} train --config-file shapes/uper_r18_contrast
-  {PROGRAM} train --config-file garden.yaml --eval-only MODEL.WEIGHTS output/garden/model_final.pth
+  {PROGRAM} init garden/images garden/labels
   {PROGRAM} check garden_train --config-file garden.yaml
   {PROGRAM} compare output/shapes/uper_r18 output/shapes/uper_r18_contrast
   {PROGRAM} ablate ablations/shapes_ladder --jobs 2

@@ -101,26 +101,20 @@ def test_training_from_another_folder_without_extras(wheel, tmp_path):
         for kind, array in (("images", np.stack([80 * label] * 3, -1)), ("labels", label)):
             (folder / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(folder / kind / f"{i}.png")
-    entry = f"images: {folder}/images, labels: {folder}/labels, classes: [a, b, c]"
-    (folder / "own.yaml").write_text(
-        f"""
-_BASE_: shapes/uper_r18_contrast
-MODEL: {{DEVICE: cpu, TIMM: {{NAME: resnet10t}}, UPER: {{OUT_CHANNELS: 8}}, SEM_SEG_HEAD: {{NUM_CLASSES: 3}}}}
-DATASETS: {{FOLDERS: [{{name: blocks, {entry}}}], TRAIN: [blocks], TEST: [blocks]}}
-DATALOADER: {{NUM_WORKERS: 0}}
-INPUT: {{CROP: {{SIZE: [64, 64]}}}}
-SOLVER: {{IMS_PER_BATCH: 2, MAX_ITER: 2}}
-OUTPUT_DIR: output
-"""
-    )
-    out = run(python, "-m", "d2_contrast.train", "--config-file", "own.yaml", cwd=folder, OMP_NUM_THREADS="1")
+    command = ["-W", "ignore", "-m", "d2_contrast.cli"]
+    out = run(python, *command, "init", "images", "labels", "--name", "blocks", cwd=folder)
+    assert "d2-contrast train --config-file blocks.yaml" in out
+    tiny = "MODEL.DEVICE cpu MODEL.BACKBONE.PRETRAINED False MODEL.TIMM.NAME resnet10t MODEL.UPER.OUT_CHANNELS 8"
+    tiny += " DATALOADER.NUM_WORKERS 0 SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 2"
+    train = [*command, "train", "--config-file", "blocks.yaml", *tiny.split()]
+    out = run(python, *train, cwd=folder, OMP_NUM_THREADS="1")
     assert re.search(r'No pictures are drawn: \w+ is not installed: run `pip install "d2_contrast\[visualize\]"`', out)
-    output = folder / "output"
+    output = folder / "output/blocks"
     assert not list(output.glob("*.png"))
     lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     (loss,) = [line["loss_contrast_p2_p5"] for line in lines if "loss_contrast_p2_p5" in line]
     assert math.isfinite(loss)
-    assert 0 <= json.loads((output / "inference/blocks/sem_seg_results.json").read_text())["mIoU"] <= 100
+    assert 0 <= json.loads((output / "inference/blocks_val/sem_seg_results.json").read_text())["mIoU"] <= 100
     assert (output / "model_final.pth").is_file()
 
 

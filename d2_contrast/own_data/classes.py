@@ -68,8 +68,8 @@ def choose_classes(scan: LabelScan, folders: Iterable[Path]) -> Classes:
     if len(chosen.names) < 2:
         found = ", ".join(map(_shown, scan.values))
         raise ValueError(
-            f"the label maps hold {found} and nothing else{' that is not ignored' if chosen.ignored else ''}: expected "
-            "two classes or more, such as background and what is looked for"
+            f"the label maps hold the {found} and nothing else{' that is not ignored' if chosen.ignored else ''}: "
+            "expected two classes or more, such as background and what is looked for"
         )
     return chosen
 
@@ -187,10 +187,11 @@ def _by_names(scan: LabelScan, named: Sequence[Named], source: str, notes: list[
         notes.append(f"Nothing that the label maps hold is in {source}: it was not used")
         return None
     ignored = list(strange)
-    if loud := [value for value in strange if value != IGNORED]:
+    explained = (IGNORED, len(named)) if named[0].value is None else (IGNORED,)  # the second by _by_position
+    if loud := [value for value in strange if value not in explained]:
         notes.append(
-            f"{_listed(loud)} ({_share(scan, loud)} of all pixels) are not in {source} and are ignored: give them a "
-            "class if they have one"
+            f"{_listed(loud)} ({_share(scan, loud)} of all pixels) is not in {source} and is ignored: make it a class "
+            "if it is one"
         )
     colors = [entry.color for entry in named]
     for name in list(codes):
@@ -274,4 +275,4 @@ def _listed(values: Sequence) -> str:
 
 
 def _shown(value: object) -> str:
-    return f"the colour {value}" if isinstance(value, tuple) else f"the value {value}"
+    return f"colour {value}" if isinstance(value, tuple) else f"value {value}"

@@ -107,7 +107,7 @@ def _read(path: Path) -> _Content | str:
             if any(len(set(color)) > 1 for color in colors):
                 return _Content(colors, True, {}, packed.shape)
         raw = read_raw_label(str(path))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # Pillow's parsers let anything through
         message = str(error)
         return message if str(path) in message else f"{path}: cannot read this label map: {message}"
     return _Content(_count(raw), False, palette, raw.shape)

@@ -9,7 +9,7 @@ import os
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,7 +25,11 @@ KINDS = {
 }
 _SPLIT = "|".join(f"(?P<{{0}}{name}>{words})" for name, words in SPLITS.items())
 _KIND = "|".join(f"(?P<{name}>{words})" for name, words in KINDS.items())
-_FOLDER = re.compile(f"(?:{_SPLIT.format('before_')})?(?:{_KIND})?(?:{_SPLIT.format('after_')})?")
+# "SegmentationClassRaw" holds label maps, "masks_color" a picture of each.
+_DRAWN = "(?P<drawn>colou?r(?:s|ed)?|vis|viz|visuali[sz](?:ed|ations?)|overlays?|previews?)"
+_FOLDER = re.compile(
+    f"(?:{_SPLIT.format('before_')})?(?:{_KIND})?(?:{_DRAWN}|raw|png|aug)?(?:{_SPLIT.format('after_')})?"
+)
 _WORDS = "|".join(KINDS.values())
 _BEFORE = re.compile(rf"(?P<word>{_WORDS})(?:[_\-. ]+|(?=\d))", re.IGNORECASE)
 _AFTER = re.compile(rf"[_\-. ]+(?P<word>{_WORDS})$", re.IGNORECASE)
@@ -85,6 +89,13 @@ def find_layout(images: Path, labels: Path | None = None) -> Layout:
     labels = None if labels is None else Path(os.path.abspath(labels.expanduser()))
     image_files, label_files = _tell_apart(images, labels, notes)
     where = f"{images}" if labels is None else f"{images} and {labels}"
+    if not label_files and labels is not None:
+        types = sorted({path.suffix for path in labels.rglob("*.*") if path.is_file()})
+        raise FileNotFoundError(
+            f"{labels} has no label maps, which are images with a class for each pixel; it holds "
+            f"{'files of type ' + ', '.join(types) if types else 'no files'}: outlines and boxes (JSON, XML, TXT) have "
+            "to be exported as masks"
+        )
     if not label_files:
         raise FileNotFoundError(
             f"{images} has {len(image_files)} images, of which no name tells that it is a label map: name the folder "
@@ -93,6 +104,10 @@ def find_layout(images: Path, labels: Path | None = None) -> Layout:
     if not image_files:
         raise FileNotFoundError(f"{images} has no images beside label maps: name the folder of the images first")
     label_of = _pair(image_files, label_files)
+    if several := _several(image_files, label_files, label_of):
+        notes.append(several)
+        if not label_of:
+            raise ValueError(f"{several}: name the folders of the images and of the label maps that count")
     if not label_of:
         raise ValueError(
             f"no image in {where} has a label map by its name: {image_files[0].path.name} and "
@@ -151,6 +166,9 @@ def _tell_apart(images: Path, labels: Path | None, notes: list[str]) -> tuple[li
     if labels is None or labels == images:
         files = _list_files(images, lambda path: True)
         found = {kind: [f for f in files if _kind(f) == kind] for kind in KINDS}
+        if any(f.kind == "image" for f in found["image"]):  # what lies elsewhere is something else, such as depth
+            found["other"] += [f for f in found["image"] if f.kind != "image"]
+            found["image"] = [f for f in found["image"] if f.kind == "image"]
         if not found["label"]:
             found["image"], found["label"] = _tell_by_type(found["image"])
         left_out = found["other"]
@@ -172,7 +190,10 @@ def _tell_apart(images: Path, labels: Path | None, notes: list[str]) -> tuple[li
             )
     if left_out:
         folder = left_out[0].path.parent
-        notes.append(f"{_counted(left_out, 'file')} left out, which are instances or previews: those in {folder}, ...")
+        notes.append(
+            f"{_counted(left_out, 'file')} left out, which are neither images nor label maps by their names: those in "
+            f"{folder}, ..."
+        )
     return found["image"], found["label"]
 
 
@@ -193,6 +214,8 @@ def _describe(path: Path, root: Path) -> _File:
         named = {key.rpartition("_")[2] for key, value in match.groupdict().items() if value} if match else set()
         if not named:
             rest.append(folder)
+        if "drawn" in named:
+            named = {"other"} if "label" in named else named - {"drawn"}
         for word in named:
             kind, split = (word, split) if word in KINDS else (kind, word)
     stem, stem_kind = Path(name).stem, ""
@@ -248,6 +271,18 @@ def _pair(images: Sequence[_File], labels: Sequence[_File]) -> dict[Path, _File]
                 found[image.path] = label
                 used.add(label.path)
     return found
+
+
+def _several(images: Sequence[_File], labels: Sequence[_File], label_of: Mapping[Path, _File]) -> str | None:
+    """Say where names alone do not tell which label map belongs to which image."""
+    used = {label.path for label in label_of.values()}
+    free = _by_key((f for f in labels if f.path not in used), lambda f: (f.stem.lower(),))
+    waiting = _by_key((f for f in images if f.path not in label_of), lambda f: (f.stem.lower(),))
+    for name, group in waiting.items():
+        if name in free:
+            files = [file.path for file in (*group, *free[name])]
+            return f"names do not tell which of these belong together: {', '.join(map(str, files[:4]))}"
+    return None
 
 
 def _by_key(files: Iterable[_File], key: Callable[[_File], tuple]) -> dict[tuple, list[_File]]:

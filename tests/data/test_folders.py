@@ -315,3 +315,39 @@ def test_example_of_the_documentation(root):
     assert MetadataCatalog.get("other").stuff_classes == ["lawn", "path"]
     register_folders([entry(name="masks", **yaml.safe_load(masks))])
     assert MetadataCatalog.get("masks").label_encodings == {"values of the config": {0: 0, 255: 1}}
+
+
+@pytest.mark.parametrize("where", ["relative", "absolute"])
+def test_images_by_a_list(root, where):
+    """Below the folders of the entry; the label of a line goes before label_suffix."""
+    Image.fromarray(np.full((4, 6), 1, np.uint8)).save(root / "garden/labels/other.png")
+    path = root / "garden/list.txt"
+    path.write_text("deep/er/1.jpg\r\n\n0.jpg\tother.png\n", "utf-8")
+    files = "garden/list.txt" if where == "relative" else str(path)
+    register_folders([entry(files=files)])
+    records = DatasetCatalog.get("garden")
+    assert [(r["file_name"], r["sem_seg_file_name"]) for r in records] == [
+        (str(root / "garden/images/deep/er/1.jpg"), str(root / "garden/labels/deep/er/1.png")),
+        (str(root / "garden/images/0.jpg"), str(root / "garden/labels/other.png")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "message"),
+    [
+        (None, {}, "there is no file .*list.txt"),
+        ("\n", {}, "list.txt names no images: expected their paths below .*garden/images, one a line"),
+        (
+            "0.jpg\n1.jpg\ta\tb\n",
+            {},
+            "list.txt, line 2: expected the path of an image, or that and the path of its label",
+        ),
+        ("0.jpg\ta.png\n", {"labels": None}, "list.txt, line 1: expected the path of an image, found"),
+    ],
+)
+def test_lists_that_are_wrong(root, text, changes, message):
+    if text is not None:
+        (root / "list.txt").write_text(text)
+    register_folders([entry(changes, files="list.txt")])
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        DatasetCatalog.get("garden")

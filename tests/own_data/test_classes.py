@@ -92,7 +92,7 @@ def test_colors_that_no_file_names_are_ignored_and_said(tmp_path):
     text = "background:0,0,0::\nlawn:120,180,80::\nshed:1,2,3::\n"
     classes = choose(tmp_path, ("labelmap.txt", text), colors=COLORS)
     assert classes.names == ["background", "lawn"] and classes.ignored == [COLORS[2]]
-    assert "the colour (190, 170, 140) (" in told(classes) and "No label map has a pixel of 'shed'" in told(classes)
+    assert "colour (190, 170, 140) (" in told(classes) and "No label map has a pixel of 'shed'" in told(classes)
 
 
 def test_black_and_white_among_colors(tmp_path):
@@ -131,7 +131,7 @@ def test_names_in_order(values, names, expected, note, tmp_path):
 def test_values_beside_the_named_ones_are_said(tmp_path):
     classes = choose(tmp_path, ("_classes.csv", "Pixel Value, Class\n0, a\n1, b\n"))
     assert classes.names == ["a", "b"] and classes.ignored == [2]
-    assert "the value 2 (" in told(classes) and "give them a class" in told(classes)
+    assert "value 2 (" in told(classes) and "make it a class" in told(classes)
 
 
 def test_files_that_differ_are_said(tmp_path):

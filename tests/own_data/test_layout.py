@@ -16,6 +16,7 @@ LAYOUTS = {  # where images and label maps are, and the folders to name
     "label maps in one folder": ("images/garden/{}.jpg", "labels/{}.png", "images", "labels"),
     "words on both sides": ("x/{}_leftImg8bit.png", "y/{}_gtFine_labelIds.png", "x", "y"),
     "upper case": ("Images/IMG_{}.JPG", "Annotations/IMG_{}_Mask.PNG", "", None),
+    "segmentation raw": ("JPEGImages/{}.jpg", "SegmentationClassRaw/{}.png", "", None),
     "labels within": ("{}.jpg", "labels/{}.png", "", "labels"),
     "voc": ("JPEGImages/{}.jpg", "SegmentationClass/{}.png", "", None),
     "no words": ("fotos/{}.jpg", "karten/{}.png", "fotos", "karten"),
@@ -71,7 +72,10 @@ def test_lists_of_voc(tmp_path):
     splits = ["train", "train", "val", "train", "val"]
     assert list(layout.samples) == [Sample(*pair, split) for pair, split in zip(pairs, splits)]
     told = " ".join(layout.notes)
-    assert "6 files left out, which are instances" in told and "1 image left out, which are in no list" in told
+    assert (
+        "6 files left out, which are neither images nor label maps" in told
+        and "1 image left out, which are in no list" in told
+    )
 
 
 def test_what_has_no_partner_is_said(tmp_path):
@@ -102,11 +106,30 @@ def test_two_images_of_one_name_are_not_mixed_up(tmp_path):
     assert found(layout) == pairs and "2 images without a label map" in " ".join(layout.notes)
 
 
+def test_what_lies_beside_is_left_out(tmp_path):
+    """Pictures of the label maps, and images of something else."""
+    pairs = write_pairs(tmp_path, "images/{}.jpg", "masks/{}.png")
+    for folder in ("masks_color", "SegmentationClassVisualization", "instances", "depth"):
+        write_pairs(tmp_path, folder + "/{}.png", folder + "/{}_x.png")
+    layout = find_layout(tmp_path)
+    assert found(layout) == pairs and "40 files left out" in " ".join(layout.notes)
+
+
+def test_several_label_maps_of_an_image(tmp_path):
+    write_pairs(tmp_path, "images/{}.jpg", "labels/{}.png")
+    write_pairs(tmp_path, "images/{}.jpg", "masks/{}.png")
+    with pytest.raises(
+        ValueError, match="names do not tell which of these belong together: .*images/0.jpg, .*labels/0"
+    ):
+        find_layout(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("files", "arguments", "message"),
     [
         ([], ["nothing"], "nothing does not exist"),
         (["0.jpg", "1.jpg"], [""], "2 images, of which no name tells that it is a label map"),
+        (["0.jpg", "1.jpg"], ["", "polygons"], "polygons has no label maps, .* it holds files of type .json: outlines"),
         (["labels/0.png"], [""], "has no images beside label maps"),
         (["images/a.jpg", "labels/b.png"], ["images", "labels"], "a.jpg and b.png are the first of both"),
         (
@@ -119,6 +142,8 @@ def test_two_images_of_one_name_are_not_mixed_up(tmp_path):
 def test_what_cannot_be_used(files, arguments, message, tmp_path):
     for file in files:
         write_image(tmp_path / file)
+    (tmp_path / "polygons").mkdir()
+    (tmp_path / "polygons/coco.json").write_text("{}")
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         find_layout(*(tmp_path / argument for argument in arguments))
 
