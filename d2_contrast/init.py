@@ -56,11 +56,10 @@ def main(argv: list[str] | None = None) -> int:
     print("".join(f"Check: {note}.\n" for note in proposal.notes), end="")
     also = f", and {len(proposal.files) - 1} files beside it" if len(proposal.files) > 1 else ""
     print(f"Written: {config}{also}\nNext:")
-    weights = f"output/{name}/model_final.pth"
     steps = {
         "check": f"check {name}_train --config-file {config}",
         "train": f"train --config-file {config}",
-        "predict": f"predict --config-file {config} --weights {weights} --input {args.images}",
+        "predict": f"predict --weights output/{name} --input {args.images} --output output/{name}/predictions",
     }
     print("\n".join(f"  {PROGRAM} {words}" for verb, words in steps.items() if verb in VERBS))
     return 0
