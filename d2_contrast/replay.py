@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     from .engine.step_dump import replay_step
 
+    print(f"Running the step in {args.file} again ...", file=sys.stderr, flush=True)
     print("\n".join(replay_step(args.file)))
     return 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import MetadataCatalog
+from tqdm import tqdm
 
 from ..evaluation import LabelledVectors, balance, sample_features
 from ..evaluation.features import NEIGHBOURS, SHOTS, measure_map, measure_scales
@@ -80,9 +81,8 @@ def analyze_features(
     for run in runs:
         logger.info("%s: reading features of %d images", run.name, min(MAX_IMAGES, len(dataset_dicts)))
         try:
-            vectors = sample_features(
-                run.model, run.mapper_for(dataset), spread(dataset_dicts, MAX_IMAGES), metadata, list(strides)
-            )
+            images = tqdm(spread(dataset_dicts, MAX_IMAGES), unit="image", disable=None, leave=False)
+            vectors = sample_features(run.model, run.mapper_for(dataset), images, metadata, list(strides))
         except ValueError as error:
             raise ValueError(f"{run.name}: {error}") from error
         raw[run.name], projected[run.name] = vectors
@@ -100,7 +100,9 @@ def measures_of(maps: Mapping[str, LabelledVectors]) -> dict[str, dict]:
         "maps", :func:`measure_map` by name, and "scales", :func:`measure_scales` by the names of both maps ("p2 p3").
     """
     return {
-        "maps": {name: measure_map(points) for name, points in maps.items()},
+        "maps": {
+            name: measure_map(points) for name, points in tqdm(maps.items(), unit="map", disable=None, leave=False)
+        },
         "scales": {" ".join(pair): values for pair, values in measure_scales(maps).items()},
     }
 

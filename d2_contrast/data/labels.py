@@ -58,7 +58,7 @@ def count_label(raw: np.ndarray, file_name: str, metadata: Metadata) -> tuple[np
     ignore_label = get_ignore_label(metadata)
     classes = np.zeros(len(metadata.stuff_classes), dtype=np.int64)
     ignored = {}
-    for value, pixels in _count_values(raw).items():
+    for value, pixels in count_values(raw).items():
         if value not in table:
             raise _unknown_value(value, pixels, file_name, metadata)
         if table[value] == ignore_label:
@@ -99,7 +99,7 @@ def detect_label_encoding(file_names: Sequence[str], encodings: Mapping[str, Enc
             raw = read_raw_label(file_name)
         except (OSError, ValueError):
             continue
-        values = _count_values(raw).keys()
+        values = count_values(raw).keys()
         for value in values:
             (found_in if fitting(values) else strange_in).setdefault(value, file_name)
         if len(fitting(found_in)) <= 1:
@@ -137,6 +137,14 @@ def label_table(metadata: Metadata) -> Encoding:
     return encodings[name]
 
 
+def count_values(raw: np.ndarray) -> dict[int, int]:
+    """Pixels of each value that occurs, in ascending order."""
+    if raw.dtype == np.uint8:
+        counts = np.bincount(raw.ravel(), minlength=256)
+        return {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
+    return dict(zip(*(x.tolist() for x in np.unique(raw, return_counts=True))))
+
+
 def _to_train_ids(raw: np.ndarray, file_name: str, metadata: Metadata) -> np.ndarray:
     table = label_table(metadata)
     # What no value means stands for an error. Without room for it in 8 bits, ids are wider.
@@ -153,14 +161,6 @@ def _to_train_ids(raw: np.ndarray, file_name: str, metadata: Metadata) -> np.nda
         values, counts = np.unique(raw[label == invalid], return_counts=True)
         raise _unknown_value(values[0], counts[0], file_name, metadata)
     return label
-
-
-def _count_values(raw: np.ndarray) -> dict[int, int]:
-    """Pixels of each value that occurs, in ascending order."""
-    if raw.dtype == np.uint8:
-        counts = np.bincount(raw.ravel(), minlength=256)
-        return {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
-    return dict(zip(*(x.tolist() for x in np.unique(raw, return_counts=True))))
 
 
 def _unknown_value(value: int, pixels: int, file_name: str, metadata: Metadata) -> ValueError:

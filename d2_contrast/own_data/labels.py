@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..data.files import read_raw_label
+from ..data.labels import count_values
 
 Color = tuple[int, int, int]
 MAX_VALUES = 255  # more are no classes but instances, or a picture
@@ -103,26 +104,21 @@ def _read(path: Path) -> _Content | str:
             palette = _palette(image) if image.mode == "P" else {}
         if has_channels:
             packed = read_colors(path)
-            colors = {color_of(value): count for value, count in _count(packed).items()}
+            colors = {color_of(value): count for value, count in count_values(packed).items()}
             if any(len(set(color)) > 1 for color in colors):
                 return _Content(colors, True, {}, packed.shape)
         raw = read_raw_label(str(path))
     except Exception as error:  # Pillow's parsers let anything through
         message = str(error)
         return message if str(path) in message else f"{path}: cannot read this label map: {message}"
-    return _Content(_count(raw), False, palette, raw.shape)
+    return _Content(count_values(raw), False, palette, raw.shape)
 
 
 def _as_colors(path: Path, content: _Content) -> _Content:
-    colors = {color_of(value): count for value, count in _count(read_colors(path)).items()}
+    colors = {color_of(value): count for value, count in count_values(read_colors(path)).items()}
     return _Content(colors, True, {}, content.size)
 
 
 def _palette(image: Image.Image) -> dict[int, Color]:
     flat = image.getpalette("RGB") or []
     return {i: (flat[3 * i], flat[3 * i + 1], flat[3 * i + 2]) for i in range(len(flat) // 3)}
-
-
-def _count(array: np.ndarray) -> dict[int, int]:
-    values, counts = np.unique(array, return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist()))

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import d2_contrast
+from d2_contrast import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -36,6 +37,11 @@ def test_links_lead_somewhere(page):
 
 def test_links_are_found():
     assert len(PAGES) >= 10 and sum(len(links(page)) for page in PAGES) >= 25
+
+
+def test_verbs_exist():
+    found = {verb for page in PAGES for verb in re.findall(r"d2-contrast ([a-z]+)", page.read_text())}
+    assert found <= cli.VERBS.keys() and {"init", "check", "train", "ablate"} <= found
 
 
 def test_versions_agree():
