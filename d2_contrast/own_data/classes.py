@@ -3,11 +3,13 @@
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.files import read_text
+from ..data.metadata import MAX_ID, is_id
 from .labels import MAX_VALUES, Color, LabelScan
 
 IGNORED = 255
@@ -83,15 +85,21 @@ def read_class_file(path: Path) -> list[Named]:
     """
     try:
         found = READERS[path.name](read_text(path))
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
         raise ValueError(f"{path}: cannot read names of classes from this file: {error}") from error
     if not found:
         raise ValueError(f"{path}: expected names of classes, found none: fill the file, or remove it")
-    names = [entry.name for entry in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"{path}: the class {twice!r} is there twice: expected different names")
+    for what, those in (
+        ("class", [entry.name for entry in found]),
+        ("value", [entry.value for entry in found if entry.value is not None]),
+        ("colour", [entry.color for entry in found if entry.color is not None]),
+    ):
+        if twice := [entry for entry, count in Counter(those).items() if count > 1]:
+            raise ValueError(f"{path}: the {what} {twice[0]!r} is there twice: expected it once")
+    if wrong := [entry for entry in found if entry.value is not None and not is_id(entry.value)]:
+        raise ValueError(f"{path}: class {wrong[0].name!r} has the value {wrong[0].value}: expected 0 to {MAX_ID}")
     return found
 
 

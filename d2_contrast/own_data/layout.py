@@ -104,6 +104,8 @@ def find_layout(images: Path, labels: Path | None = None) -> Layout:
     if not image_files:
         raise FileNotFoundError(f"{images} has no images beside label maps: name the folder of the images first")
     label_of = _pair(image_files, label_files)
+    if not label_of:
+        label_of = _pair_by_affix(image_files, label_files, notes)
     if several := _several(image_files, label_files, label_of):
         notes.append(several)
         if not label_of:
@@ -271,6 +273,32 @@ def _pair(images: Sequence[_File], labels: Sequence[_File]) -> dict[Path, _File]
                 found[image.path] = label
                 used.add(label.path)
     return found
+
+
+def _pair_by_affix(images: Sequence[_File], labels: Sequence[_File], notes: list[str]) -> dict[Path, _File]:
+    """Pairs by names of which one is the other with the same text before or after it, such as "_L"."""
+    for longer, shorter in ((labels, images), (images, labels)):
+        partner = {key: group[0] for key, group in _by_key(shorter, _place_and_stem).items() if len(group) == 1}
+        pairs: dict[tuple[str, bool], list[tuple[_File, _File]]] = defaultdict(list)
+        for file in longer:
+            place, stem = file.folders, file.stem
+            for cut in range(1, len(stem)):
+                first, second = stem[:cut], stem[cut:]
+                if second[0] in "_-. " and (place, first) in partner:
+                    pairs[second, True].append((file, partner[place, first]))
+                if first[-1] in "_-. " and (place, second) in partner:
+                    pairs[first, False].append((file, partner[place, second]))
+        if pairs:
+            (affix, is_after), found = max(pairs.items(), key=lambda item: len(item[1]))
+            if len(found) * 2 > len(longer):
+                which, where = "label maps" if longer is labels else "images", "after" if is_after else "before"
+                notes.append(f"The names of {which} are those of their partners with {affix!r} {where} them")
+                return {(b if longer is labels else a).path: (a if longer is labels else b) for a, b in found}
+    return {}
+
+
+def _place_and_stem(file: _File) -> tuple:
+    return file.folders, file.stem
 
 
 def _several(images: Sequence[_File], labels: Sequence[_File], label_of: Mapping[Path, _File]) -> str | None:

@@ -151,6 +151,10 @@ def test_files_that_differ_are_said(tmp_path):
         ("labelmap.txt", "just a line\n", "cannot read names of classes"),
         ("class_dict.csv", "name,r,g,b\na,1,2,300\n", "the colour 1, 2, 300 is not within 0 and 255"),
         ("classes.txt", "a\nb\na\n", "the class 'a' is there twice"),
+        ("class_dict.csv", "name,r,g,b\na,1,2,3\nb,1,2,3\n", r"the colour \(1, 2, 3\) is there twice"),
+        ("_classes.csv", "Pixel Value, Class\n1, a\n1, b\n", "the value 1 is there twice"),
+        ("_classes.csv", "Pixel Value, Class\n-1, a\n", "class 'a' has the value -1: expected 0 to 65535"),
+        ("obj_class_to_machine_color.json", "[1]", "cannot read names of classes"),
         ("classes.txt", "\n", "expected names of classes, found none"),
     ],
 )

@@ -115,6 +115,25 @@ def test_what_lies_beside_is_left_out(tmp_path):
     assert found(layout) == pairs and "40 files left out" in " ".join(layout.notes)
 
 
+@pytest.mark.parametrize(
+    ("image", "label", "note"),
+    [
+        ("a/{}.png", "b/{}_L.png", "The names of label maps are those of their partners with '_L' after them"),
+        (
+            "a/x/{}.png",
+            "b/x/gelb-{}.png",
+            "The names of label maps are those of their partners with 'gelb-' before them",
+        ),
+        ("a/{}_sharp.jpg", "b/{}.png", "The names of images are those of their partners with '_sharp' after them"),
+    ],
+)
+def test_any_text_that_tells_label_maps(image, label, note, tmp_path):
+    """Numbers of different length, so that one name may be the start of another."""
+    pairs = write_pairs(tmp_path, image, label, count=12)
+    layout = find_layout(tmp_path / "a", tmp_path / "b")
+    assert found(layout) == sorted(pairs) and list(layout.notes) == [note]
+
+
 def test_several_label_maps_of_an_image(tmp_path):
     write_pairs(tmp_path, "images/{}.jpg", "labels/{}.png")
     write_pairs(tmp_path, "images/{}.jpg", "masks/{}.png")
