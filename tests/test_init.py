@@ -177,16 +177,32 @@ def test_mistakes(arguments, message, here, capsys):
     assert message in error and "Traceback" not in error and not list(Path().iterdir())
 
 
-def test_what_would_end_a_training_is_said(here, capsys):
-    write_pairs(here / "garden", "images/{}.jpg", "labels/{}.png")
+def test_what_would_end_a_training_is_left_out_and_said(here, capsys):
+    write_pairs(here / "garden", "images/{}.jpg", "labels/{}.png", count=9)
+    for i in (3, 5, 6):
+        (here / f"garden/labels/{i}.png").write_bytes(b"cut")
     (here / "garden/images/2.jpg").write_bytes(b"cut")
-    (here / "garden/labels/3.png").write_bytes(b"cut")
-    Image.new("L", (9, 9)).save(here / "garden/labels/4.png")
-    assert init.main([str(here / "garden")]) == 0
+    Image.new("L", (9, 7)).save(here / "garden/labels/4.png")
+    propose(here / "garden")
+    labels = content("garden_train") | content("garden_val")
+    assert sorted(image.stem for image in labels) == ["0", "1", "7", "8"]
     out = capsys.readouterr().out
-    for part in ("1 images cannot be read", "1 label maps have another size", "1 label maps that cannot be read"):
-        assert part in out
-    assert "3.png" not in Path("garden_train.txt").read_text() + Path("garden_val.txt").read_text()
+    assert out.count("Check: An image of a label map that cannot be read (") == 3
+    assert "Check: 2 more images are left out for such reasons" in out
+
+
+def test_sizes_that_differ_are_said(here, capsys):
+    """A photo that the camera turned is upright for its label map."""
+    pairs = write_pairs(here / "garden", "images/{}.jpg", "labels/{}.png", count=4)
+    Image.new("L", (9, 7)).save(pairs[0][1])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(pairs[1][0]) as image:
+        image.rotate(90, expand=True).save(pairs[1][0], exif=exif)
+    propose(here / "garden")
+    assert len(content("garden_train") | content("garden_val")) == 3
+    expected = f"label map of another size ({pairs[0][1]} has 7 x 9 pixels, its image 40 x 48)"
+    assert expected in capsys.readouterr().out
 
 
 def test_the_proposed_commands_run(here, capsys):

@@ -191,10 +191,9 @@ def _tell_apart(images: Path, labels: Path | None, notes: list[str]) -> tuple[li
                 "tells: export as COCO or YOLO and draw one label map for each image"
             )
     if left_out:
-        folder = left_out[0].path.parent
         notes.append(
-            f"{_counted(left_out, 'file')} left out, which are neither images nor label maps by their names: those in "
-            f"{folder}, ..."
+            f"{_counted(left_out, 'file')} left out, which are neither images nor label maps by their names, the first "
+            f"is {left_out[0].path}"
         )
     return found["image"], found["label"]
 

@@ -111,10 +111,7 @@ def propose(images: Path, labels: Path | None, config: Path, name: str) -> Propo
     notes = list(layout.notes)
     config = Path(os.path.abspath(config))
     scan = scan_labels([sample.label for sample in layout.samples if sample.label])
-    samples = [sample for sample in layout.samples if sample.label not in scan.unreadable]
-    if scan.unreadable:
-        first = next(iter(scan.unreadable.values()))
-        notes.append(f"{len(scan.unreadable)} label maps that cannot be read are left out; the first: {first}")
+    samples, sizes = _usable(layout.samples, scan, notes)
     samples, decided = hold_out(samples)
     notes += [decided] if decided else []
     parts = {split: [s for s in samples if s.split == split] for split in ("train", "val", "test")}
@@ -122,8 +119,6 @@ def propose(images: Path, labels: Path | None, config: Path, name: str) -> Propo
     classes = choose_classes(scan, _folders_of(samples, images, labels))
     notes += classes.notes
 
-    sizes, problems = _image_sizes(samples, scan)
-    notes += problems
     summary = [
         f"{len(samples)} images of {_size_text(sizes)}: {', '.join(f'{len(p)} {split}' for split, p in parts.items())}",
         f"Label maps hold {'colours' if scan.is_color else 'ids'}; classes by {classes.source}:",
@@ -141,7 +136,7 @@ def propose(images: Path, labels: Path | None, config: Path, name: str) -> Propo
             split: [Sample(s.image, moved[s.label] if s.label else None, split) for s in those]
             for split, those in parts.items()
         }
-        notes.append(f"The label maps are written again with ids instead of colours, to {folder}")
+        summary.append(f"The label maps are written again with ids instead of colours, to {folder}")
     entries, lists = [], {}
     for split, those in parts.items():
         entry = {"name": f"{name}_{split}", "images": str(_common(s.image for s in those))}
@@ -165,34 +160,35 @@ def _folders_of(samples: Sequence[Sample], images: Path, labels: Path | None) ->
     return [*folders, *between, *above, *dict.fromkeys(s.image.parent for s in samples)]
 
 
-def _image_sizes(samples: Sequence[Sample], scan: LabelScan) -> tuple[np.ndarray, list[str]]:
-    """Height and width of every image, upright; and notes of those that differ from their label map."""
-    sizes, broken, different = [], [], []
+def _usable(samples: Sequence[Sample], scan: LabelScan, notes: list[str]) -> tuple[list[Sample], np.ndarray]:
+    """The samples whose files can be read and are of one size, and the heights and widths of their images, upright."""
+    usable, sizes = [], []
+    left_out = [f"of a label map that cannot be read ({reason})" for reason in scan.unreadable.values()]
     for sample in tqdm(samples, unit="image", disable=None, leave=False):
+        if sample.label in scan.unreadable:
+            continue
         try:
             with Image.open(sample.image) as image:
                 width, height = image.size
                 if image.getexif().get(0x0112, 1) >= 5:  # turned by a quarter
                     width, height = height, width
-        except Exception as error:  # Pillow's parsers let anything through; the check says what it is
-            broken.append(f"{sample.image} ({error})")
+        except Exception as error:  # Pillow's parsers let anything through
+            left_out.append(f"that cannot be read ({sample.image}: {error})")
             continue
-        sizes.append((height, width))
         if sample.label and scan.sizes[sample.label] != (height, width):
-            different.append(sample.label)
-    if not sizes:
-        raise ValueError(f"none of the {len(samples)} images can be read; the first: {broken[0]}")
-    notes = []
-    if broken:
-        notes.append(
-            f"{len(broken)} images cannot be read and will end a training: remove them; the first: {broken[0]}"
-        )
-    if different:
-        notes.append(
-            f"{len(different)} label maps have another size than their image and will end a training; the first: "
-            f"{different[0]}"
-        )
-    return np.array(sizes), notes
+            label_size = " x ".join(map(str, scan.sizes[sample.label]))
+            left_out.append(
+                f"of a label map of another size ({sample.label} has {label_size} pixels, its image {height} x {width})"
+            )
+            continue
+        usable.append(sample)
+        sizes.append((height, width))
+    if not usable:
+        raise ValueError(f"none of the {len(samples)} images can be used; the first is an image {left_out[0]}")
+    notes += [f"An image {reason} is left out" for reason in left_out[:3]]
+    if len(left_out) > 3:
+        notes.append(f"{len(left_out) - 3} more images are left out for such reasons")
+    return usable, np.array(sizes)
 
 
 def _size_text(sizes: np.ndarray) -> str:
