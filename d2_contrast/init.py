@@ -10,14 +10,11 @@ decided that may be wrong, and what to type next.
 """
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
 from .cli import PROGRAM, VERBS, verb_parser
 from .errors import in_plain_words
-
-GENERIC = re.compile(r"(jpeg)?images?|imgs?|photos?|train(ing)?|data(set)?|rgb|export|labels?|masks?", re.IGNORECASE)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     from detectron2.data import DatasetCatalog
 
     from .data.files import as_file_name
-    from .own_data import propose
+    from .own_data import name_of, propose
 
     name = as_file_name(args.name or (args.output.stem if args.output else name_of(args.images)))
     config = args.output or Path(f"{name}.yaml")
@@ -63,12 +60,6 @@ def main(argv: list[str] | None = None) -> int:
     }
     print("\n".join(f"  {PROGRAM} {words}" for verb, words in steps.items() if verb in VERBS))
     return 0
-
-
-def name_of(images: Path) -> str:
-    """The name of the nearest folder that says more than that it holds images."""
-    path = images.expanduser().resolve()
-    return next((part for part in reversed(path.parts[1:]) if not GENERIC.fullmatch(part)), "own").lower()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from .. import _detectron2  # noqa: F401 (a check, so it comes first)
 # isort: split
 from .classes import Classes, choose_classes, read_class_file
 from .labels import LabelScan, scan_labels
-from .layout import Layout, Sample, find_layout
+from .layout import Layout, Sample, find_layout, name_of
 from .proposal import Proposal, propose
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Sample",
     "choose_classes",
     "find_layout",
+    "name_of",
     "propose",
     "read_class_file",
     "scan_labels",

@@ -10,7 +10,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..data.datasets.register import IMAGE_SUFFIXES
@@ -36,6 +36,7 @@ _AFTER = re.compile(rf"[_\-. ]+(?P<word>{_WORDS})$", re.IGNORECASE)
 _IMAGE_TYPE = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
 # A mask for each brush stroke, from which nothing leads to the name of the image.
 _LABEL_STUDIO = re.compile(r"task-\d+-annotation-\d+-.*tag-")
+SAYS_NOTHING = ("data", "dataset", "datasets", "export")
 HOLD_OUT = 5  # of so many images one is held out
 SEED = 0
 
@@ -69,8 +70,8 @@ class _File:
     kind: str
     split: str
     stem: str  # without words that tell a kind
-    stem_kind: str = ""
-    raw: tuple[str, ...] = field(default=())  # folders and stem as they are
+    stem_kind: str
+    raw: tuple[str, ...]  # folders and stem as they are
 
 
 def find_layout(images: Path, labels: Path | None = None) -> Layout:
@@ -160,6 +161,17 @@ def hold_out(samples: Sequence[Sample], every: int = HOLD_OUT, seed: int = SEED)
     )
 
 
+def name_of(images: Path) -> str:
+    """What to call the data in a folder: the nearest folder that says more than that it holds images, in lower case."""
+    names = [name for name in reversed(images.expanduser().resolve().parts[1:]) if not _match(name)]
+    return next((name.lower() for name in names if name.lower() not in SAYS_NOTHING), "own")
+
+
+def _match(folder: str) -> re.Match | None:
+    """Whether the name of a folder only tells a kind or a split."""
+    return _FOLDER.fullmatch(re.sub(r"[\W_]", "", folder.lower()))
+
+
 def _tell_apart(images: Path, labels: Path | None, notes: list[str]) -> tuple[list[_File], list[_File]]:
     for folder in (images, labels or images):
         if not folder.is_dir():
@@ -211,7 +223,7 @@ def _describe(path: Path, root: Path) -> _File:
     rest = []
     *folders, name = path.relative_to(root).parts
     for folder in folders:
-        match = _FOLDER.fullmatch(re.sub(r"[\W_]", "", folder.lower()))
+        match = _match(folder)
         named = {key.rpartition("_")[2] for key, value in match.groupdict().items() if value} if match else set()
         if not named:
             rest.append(folder)

@@ -2,7 +2,7 @@ import pytest
 from annotation_exports import write_image, write_label, write_pairs
 
 from d2_contrast.own_data import find_layout
-from d2_contrast.own_data.layout import Sample, hold_out
+from d2_contrast.own_data.layout import Sample, hold_out, name_of
 
 LAYOUTS = {  # where images and label maps are, and the folders to name
     "folders of one name": ("images/{}.jpg", "labels/{}.png", "images", "labels"),
@@ -178,6 +178,20 @@ def test_held_out(count, tmp_path):
     assert hold_out(samples) == (split, told)
     if count == 100:
         assert hold_out(samples, seed=1)[0] != split
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("Garden/images/train", "garden"),
+        ("Garden/JPEGImages", "garden"),
+        ("my beds/dataset/imgs", "my beds"),
+        ("beds/train_images", "beds"),
+        ("fotos", "fotos"),
+    ],
+)
+def test_names(folder, name, tmp_path):
+    assert name_of(tmp_path / folder) == name
 
 
 def test_nothing_to_hold_out(tmp_path):
