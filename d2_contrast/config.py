@@ -116,6 +116,7 @@ def add_contrast_config(cfg: CN) -> None:
     _add_test(cfg)
     _add_visualize(cfg)
     _add_wandb(cfg)
+    _add_processes(cfg)
     for old, new in RENAMED.items():
         cfg.register_renamed_key(old, new)
 
@@ -350,3 +351,9 @@ def _add_wandb(cfg: CN) -> None:
     cfg.WANDB.PROJECT = ""
     # Name of the run; "": chosen by Weights & Biases.
     cfg.WANDB.NAME = ""
+
+
+def _add_processes(cfg: CN) -> None:
+    # Seconds after which a process that does not answer the others ends the job; more than the first one may take for
+    # what it does alone.
+    cfg.PROCESS_GROUP_TIMEOUT = 1800.0
