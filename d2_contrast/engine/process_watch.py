@@ -89,8 +89,8 @@ class ProcessWatch:
     def _end(self, rank: int) -> None:
         host, pid = self._processes[rank]
         text = (
-            f"Process {rank} of {len(self._processes)} (number {pid} on {host}) has not answered for {self.limit:.0f} s "
-            "(PROCESS_GROUP_TIMEOUT): the job ends"
+            f"Process {rank} of {len(self._processes)} (number {pid} on {host}) has not answered for {self.limit:.0f} s"
+            " (PROCESS_GROUP_TIMEOUT): the job ends"
         )
         logger.error(text)
         with suppress(OSError):

@@ -1,25 +1,19 @@
 """A run that was interrupted ends as it would have ended without."""
 
-import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from detectron2.utils import comm
+from processes import run_in_two_processes
 
-from d2_contrast.engine import Trainer
+from benchmarks.resume import RANDOM, find_differences, make_options, start, train_with_kills, wait
+from d2_contrast.engine import Trainer, setup
+from d2_contrast.visualize import read_metrics
 
-# All that draws random numbers: crops, colours, blur, anchors, dropout, drop path, and repeats of rare classes.
-RANDOM = {
-    "SEED": 3,
-    "MODEL.SEM_SEG_HEAD.DROPOUT": 0.5,
-    "MODEL.TIMM.DROP_PATH": 0.3,
-    "INPUT.SCALE_RANGE": [0.5, 1.5],
-    "INPUT.COLOR_JITTER.ENABLED": True,
-    "INPUT.BLUR.PROB": 0.5,
-    "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
-    "DATALOADER.REPEAT_THRESHOLD": 0.9,
-}
 LENGTH = {"SOLVER.MAX_ITER": 21, "SOLVER.CHECKPOINT_PERIOD": 7, "SOLVER.MAX_TO_KEEP": 0}
 SHORT = {"SOLVER.MAX_ITER": 5, "SOLVER.CHECKPOINT_PERIOD": 3}
 CASES = {
@@ -27,38 +21,10 @@ CASES = {
     "bfloat16": SHORT | {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.DTYPE": "bfloat16", "SOLVER.OPTIMIZER": "SGD"},
     "float16": SHORT | {"SOLVER.AMP.ENABLED": True, "SOLVER.NON_FINITE": "skip", "SOLVER.EMA.ENABLED": True},
 }
-# What depends on the clock.
-TIMES = ("time", "data_time", "eta_seconds")
 
 
 def flat(options: dict) -> list:
     return [part for pair in options.items() for part in pair]
-
-
-def outcome(folder: Path) -> tuple[dict, list[dict]]:
-    """The last checkpoint and the log of a run."""
-    checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    lines = [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
-    return checkpoint, [line for line in lines if len(line) > 1]
-
-
-def tensors(tree, path: str = "") -> dict[str, torch.Tensor]:
-    if isinstance(tree, torch.Tensor):
-        return {path: tree}
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
-    return {name: tensor for key, part in items for name, tensor in tensors(part, f"{path}/{key}").items()}
-
-
-def differing(folder: Path, other: Path) -> list[str]:
-    """What two runs ended differently in: names of tensors, "log"."""
-    (first, first_log), (second, second_log) = outcome(folder), outcome(other)
-    a, b = tensors(first), tensors(second)
-    assert a.keys() == b.keys() and len(a) > 100
-    found = [name for name in a if not torch.equal(a[name], b[name])]
-    if first["trainer"]["_trainer"]["grad_scaler"] != second["trainer"]["_trainer"]["grad_scaler"]:
-        found.append("scaler")
-    return found + ["log"] * (first_log != second_log)
 
 
 def rewind(folder: Path, iteration: int) -> None:
@@ -96,7 +62,7 @@ def interrupted(make_cfg, tmp_path):
         def compare(iteration: int, **others) -> list[str]:
             rewind(folder, iteration)
             go_on(make_cfg(*options, *flat({key.replace("__", "."): v for key, v in others.items()}), resume=True))
-            return differing(folder, whole)
+            return find_differences(folder, whole)
 
         return compare
 
@@ -130,3 +96,55 @@ def test_workers_make_no_difference_and_what_is_not_restored_does(interrupted, m
 
         monkeypatch.setattr(Trainer, "_go_on_in_data", restore_in_part)
         assert len(compare(13)) > 50, part
+
+
+def test_a_run_that_is_killed_again_and_again(tmp_path):
+    options = make_options(tmp_path, iterations=12, period=1, TEST__EVAL_PERIOD=6)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    wait(start(options, whole), whole)
+    counted = train_with_kills(options, killed, kills=3, seconds=3)
+    assert counted["kills"] == 3 and counted["half written"] >= 1
+    assert find_differences(whole, killed) == []
+
+
+def test_the_place_in_the_data_counts_images(make_cfg, run_folder, logged):
+    """After two iterations of two images each; the seed is that of the run."""
+    cfg = make_cfg("SOLVER.EMA.ENABLED", True, "SOLVER.MAX_ITER", 4, "SOLVER.IMS_PER_BATCH", 3, resume=True)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    seed = torch.load(run_folder / "model_final.pth", weights_only=True)["trainer"]["data"]["seed"]
+    assert trainer.stream.start == 4 and trainer.stream.seed == trainer.seed == seed
+    said = logged()
+    assert "Going on in the data after 4 images" in said
+    assert "3 images in a step, 2 before: steps hold other images, from the same place in the data on" in said
+    trainer.train()
+    state = torch.load(run_folder / "model_final.pth", weights_only=True)["trainer"]["data"]
+    assert state["position"] == 4 + 2 * 3
+
+
+def train_twice(rank: int, options: list[str], config: str, folder: Path) -> None:
+    """In two processes: train to the end, and go on once more from a checkpoint before it."""
+    comm.create_local_process_group(2)
+    for resume in (False, True):
+        if resume and rank == 0:
+            shutil.copytree(folder, folder.with_name("whole"))
+            rewind(folder, 2)
+        comm.synchronize()
+        cfg = setup(Namespace(config_file=config, opts=options, eval_only=False, resume=resume))
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+
+
+def test_two_processes(make_cfg, write_config, tmp_path, logged):
+    options = [*map(str, flat(RANDOM | LENGTH | SHORT)), "MODEL.CONTRAST.GATHER", "True"]
+    folder, whole = tmp_path / "output", tmp_path / "whole"
+    run_in_two_processes(train_twice, tmp_path, [*options, "OUTPUT_DIR", str(folder)], write_config(), folder)
+    losses = [read_metrics(str(path / "metrics.json"))["total_loss"][1] for path in (folder, whole)]
+    np.testing.assert_allclose(*losses, rtol=0, atol=1e-6)
+    assert len(losses[0]) == 1 and find_differences(folder, whole) == []
+
+    rewind(folder, 2)
+    go_on(make_cfg(*options, resume=True))
+    assert "1 processes, 2 before: batches hold the same images, but" in logged()
+    assert "Going on in the data after 6 images" in logged()
