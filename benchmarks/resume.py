@@ -126,19 +126,25 @@ def train_with_kills(options: Sequence[str], folder: Path, kills: int, seconds: 
 
 
 def find_differences(folder: Path, other: Path) -> list[str]:
-    """What two runs ended differently in: names of tensors of the last checkpoint, "scaler", "log"."""
+    """What two runs ended differently in: names of tensors of the last checkpoint, "scaler", "log: ..."."""
     (first, first_log), (second, second_log) = map(_outcome, (folder, other))
     a, b = flatten_tensors(first), flatten_tensors(second)
     found = [name for name in sorted(a.keys() | b.keys()) if not torch.equal(a[name], b[name])]
     scalers = [checkpoint["trainer"]["_trainer"]["grad_scaler"] for checkpoint in (first, second)]
-    return found + ["scaler"] * (scalers[0] != scalers[1]) + ["log"] * (first_log != second_log)
+    found += ["scaler"] * (scalers[0] != scalers[1])
+    keys = sorted(first_log.keys() | second_log.keys())
+    return found + [f"log: {key}" for key in keys if first_log.get(key) != second_log.get(key)]
 
 
-def _outcome(folder: Path) -> tuple[dict, list[dict]]:
+def _outcome(folder: Path) -> tuple[dict, dict[str, list]]:
+    """The last checkpoint of a run, and the values that it logged, by name and iteration."""
     checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    lines = [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
-    return checkpoint, [line for line in lines if len(line) > 1]
+    logged: dict[str, list] = {}
+    for line in (folder / "metrics.json").read_text().splitlines():
+        for name, value in (record := json.loads(line)).items():
+            if name not in (*TIMES, "iteration"):
+                logged.setdefault(name, []).append((record["iteration"], value))
+    return checkpoint, logged
 
 
 def flatten_tensors(tree: object, path: str = "") -> dict[str, torch.Tensor]:

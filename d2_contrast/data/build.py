@@ -36,8 +36,8 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
 
     Raises:
         KeyError, OSError, ValueError: as :func:`load_dicts`, :func:`~.metadata.check_metadata` and
-            :func:`~.metadata.check_same_classes`; there is no dataset to train on, or the numbers of
-            images and processes or the way of sampling make no sense.
+            :func:`~.metadata.check_same_classes`; there is no dataset to train on, or no such way of
+            sampling.
     """
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: expected the names of one or more datasets to train on")

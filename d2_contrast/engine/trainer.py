@@ -23,7 +23,7 @@ from ..output import write_text
 from .averaging import UpdateAverage, averaged_weights, build_average
 from .checkpoint import ContrastCheckpointer, NonFiniteError, build_checkpointer
 from .console import ProgressWriter
-from .data_parallel import share_among_processes
+from .data_parallel import share_among_processes, share_buffers, split_batches
 from .metrics_writer import LateWriter, MetricsWriter, put_back, read_lines, recent_values
 from .optimizer import build_optimizer
 from .parallel import on_main_process
@@ -59,7 +59,7 @@ class Trainer(DefaultTrainer):
         """
         # Not DefaultTrainer's own: it wraps models for several GPUs only, and its step has no accumulation.
         TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = split_batches(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()), comm.get_world_size())
         model = self.build_model(cfg if download else without_download(cfg))
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
@@ -339,6 +339,7 @@ class Trainer(DefaultTrainer):
         ]
         try:
             with averaged_weights(self.network, self.average):
+                share_buffers(self.network)
                 self.last_results = self.test(self.cfg, self.model, evaluators) or {}
             if done + 1 < self.max_iter:  # those of the end are shown as a table
                 for name, result in results_by_dataset(self.cfg, self.last_results).items():

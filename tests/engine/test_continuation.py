@@ -142,7 +142,8 @@ def test_two_processes(make_cfg, write_config, tmp_path, logged):
     run_in_two_processes(train_twice, tmp_path, [*options, "OUTPUT_DIR", str(folder)], write_config(), folder)
     losses = [read_metrics(str(path / "metrics.json"))["total_loss"][1] for path in (folder, whole)]
     np.testing.assert_allclose(*losses, rtol=0, atol=1e-6)
-    assert len(losses[0]) == 1 and find_differences(folder, whole) == []
+    assert len(losses[0]) == 1
+    assert find_differences(folder, whole) == []
 
     rewind(folder, 2)
     go_on(make_cfg(*options, resume=True))
