@@ -52,28 +52,46 @@ class SampleStream(IterableDataset):
         self.seed = seed
         self.start = 0
         self.repeats = torch.ones(len(self.samples)) if repeats is None else repeats
+        self._is_whole = torch.equal(self.repeats, self.repeats.floor())
         self._rank, self._processes = comm.get_rank(), comm.get_world_size()
 
     def epoch(self, number: int) -> Tensor:
         """The order of an epoch: indices of samples."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, ORDER, number))
-        whole = self.repeats.floor()
-        whole += torch.rand(len(whole), generator=generator) < self.repeats - whole
-        indices = torch.arange(len(whole)).repeat_interleave(whole.long())
+        counts, generator = self._round(number)
+        indices = torch.arange(len(counts)).repeat_interleave(counts)
         return indices[torch.randperm(len(indices), generator=generator)]
 
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
         first_batch, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        numbers = count()
-        begin, indices = 0, self.epoch(next(numbers))
+        number, begin = self._find_epoch()
+        indices = self.epoch(number)
         for batch in count(first_batch, step):
             for i in range(batch * self.batch_size, (batch + 1) * self.batch_size):
                 position = self.start + i * self._processes + self._rank
                 while position >= begin + len(indices):
                     begin += len(indices)
-                    indices = self.epoch(next(numbers))
+                    number += 1
+                    indices = self.epoch(number)
                 yield self._sample(position, int(indices[position - begin]))
+
+    def _round(self, number: int) -> tuple[Tensor, torch.Generator]:
+        """How often each sample comes in an epoch, and what draws the rest of its random numbers."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, ORDER, number))
+        whole = self.repeats.floor()
+        if not self._is_whole:
+            whole += torch.rand(len(whole), generator=generator) < self.repeats - whole
+        return whole.long(), generator
+
+    def _find_epoch(self) -> tuple[int, int]:
+        """The epoch with the position ``start``, and the position where it begins."""
+        if self._is_whole:
+            size = int(self.repeats.sum())
+            return self.start // size, self.start // size * size
+        number, begin = 0, 0
+        while (end := begin + int(self._round(number)[0].sum())) <= self.start:
+            number, begin = number + 1, end
+        return number, begin
 
     def _sample(self, position: int, index: int) -> dict:
         with same_random_numbers():

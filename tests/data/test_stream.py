@@ -68,6 +68,8 @@ def test_each_epoch_repeats_samples_as_asked():
     orders = [tuple(plain.epoch(number).tolist()) for number in range(50)]
     assert all(sorted(order) == list(range(7)) for order in orders) and len(set(orders)) > 45
     assert [index for index, *_ in islice(plain, 21)] == [i for order in orders[:3] for i in order]
+    plain.start = 33  # in the fifth epoch
+    assert [index for index, *_ in islice(plain, 9)] == [*orders[4][5:], *orders[5]]
 
 
 def test_random_numbers_of_others_stay_as_they_were():
