@@ -58,9 +58,6 @@ def main() -> None:
             period=args.first // 2,
             SOLVER__ACCUMULATION_STEPS=1,
             SOLVER__AMP__ENABLED=False,
-            MODEL__TIMM__NAME="test_resnet",
-            MODEL__TIMM__DROP_PATH=0.0,
-            INPUT__CROP__SIZE=[32, 32],
             TEST__EVAL_PERIOD=args.first // 2,
             OUTPUT_DIR=f"{root}/output",
         )
