@@ -116,6 +116,7 @@ def add_contrast_config(cfg: CN) -> None:
     _add_test(cfg)
     _add_visualize(cfg)
     _add_wandb(cfg)
+    _add_processes(cfg)
     for old, new in RENAMED.items():
         cfg.register_renamed_key(old, new)
 
@@ -295,6 +296,9 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.HEAD_LR_FACTOR = 1.0
     # Batches of IMS_PER_BATCH images for one step of the optimizer, which is what MAX_ITER and all periods count.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Most images of a batch that a process takes; 0: any number. Where there are too few processes for IMS_PER_BATCH,
+    # batches are split and ACCUMULATION_STEPS grows, so that a step keeps its images.
+    cfg.SOLVER.MAX_IMS_PER_PROCESS = 0
     # Of the checkpoints of every CHECKPOINT_PERIOD iterations keep the newest so many, 2 or more; 0 keeps all. That of
     # the end, model_final.pth, is kept besides.
     cfg.SOLVER.MAX_TO_KEEP = 3
@@ -350,3 +354,9 @@ def _add_wandb(cfg: CN) -> None:
     cfg.WANDB.PROJECT = ""
     # Name of the run; "": chosen by Weights & Biases.
     cfg.WANDB.NAME = ""
+
+
+def _add_processes(cfg: CN) -> None:
+    # Seconds after which a process that does not answer the others ends the job; more than the first one may take for
+    # what it does alone.
+    cfg.PROCESS_GROUP_TIMEOUT = 1800.0

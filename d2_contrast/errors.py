@@ -20,6 +20,8 @@ IN_WORKER = re.compile(r"Caught (?P<type>\w+) in .*worker.*\nOriginal Traceback"
 # What gloo says in the processes that are left when one has ended.
 PEER_LOST = re.compile("gloo.*(closed|reset) by peer", re.IGNORECASE | re.DOTALL)
 PEER_ENDED = "Another process of this job has ended: its message says why"
+PEER_SILENT = re.compile("gloo.*Timed out waiting", re.DOTALL)
+NO_ANSWER = "Another process of this job did not answer within PROCESS_GROUP_TIMEOUT"
 
 
 def explain(error: BaseException) -> str | None:
@@ -34,6 +36,8 @@ def explain(error: BaseException) -> str | None:
         return message_of(error)
     if IN_WORKER.match(str(error)):
         return _explain_worker(str(error))
+    if PEER_SILENT.search(str(error)):
+        return NO_ANSWER
     return PEER_ENDED if PEER_LOST.search(str(error)) else None
 
 

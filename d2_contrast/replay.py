@@ -2,7 +2,7 @@
 
 d2-contrast replay output/.../non_finite_0001234_rank0.pth
 
-The run has written the file: config, weights, batches and random state of the step. Says what is not finite, and which
+The run has written the file: config, weights, batches and the seeds of the step. Says what is not finite, and which
 module is the first to give such an output.
 """
 

@@ -8,17 +8,19 @@ import cv2
 from . import datasets
 from .build import build_test_loader, build_train_loader, load_dicts
 from .checks import check_dataset, check_sample, describe_missing_classes
-from .class_frequencies import count_label_pixels, repeat_factor_sampler
+from .class_frequencies import count_label_pixels, repeat_factors
 from .datasets.folders import register_folders
 from .files import read_image
 from .labels import read_label
 from .mapper import SemSegMapper
 from .metadata import check_metadata, check_same_classes, get_ignore_label
+from .stream import SampleStream, find_stream
 
 # Loader workers are the threads here: OpenCV's own would compete with them, and can hang in forked processes.
 cv2.setNumThreads(0)
 
 __all__ = [
+    "SampleStream",
     "SemSegMapper",
     "build_test_loader",
     "build_train_loader",
@@ -29,10 +31,11 @@ __all__ = [
     "count_label_pixels",
     "datasets",
     "describe_missing_classes",
+    "find_stream",
     "get_ignore_label",
     "load_dicts",
     "read_image",
     "read_label",
     "register_folders",
-    "repeat_factor_sampler",
+    "repeat_factors",
 ]

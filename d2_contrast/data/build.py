@@ -1,43 +1,102 @@
 """The data loaders that a config asks for."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.utils import comm
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .class_frequencies import count_label_pixels, repeat_factor_sampler
+from ..random_numbers import derive_seed
+from .class_frequencies import count_label_pixels, repeat_factors
 from .mapper import SemSegMapper
 from .metadata import shown
+from .stream import SUBSET, SampleStream
+
+SAMPLERS = (
+    "TrainingSampler",
+    "RepeatFactorTrainingSampler",
+    "RandomSubsetTrainingSampler",
+    "WeightedTrainingSampler",
+    "WeightedCategoryTrainingSampler",
+)
+
+logger = logging.getLogger(__name__)
 
 
 def build_train_loader(cfg: CfgNode) -> DataLoader:
-    """An endless loader of batches of ``DATASETS.TRAIN``.
+    """An endless loader of batches of ``DATASETS.TRAIN``, which a :class:`~.stream.SampleStream` feeds.
 
-    ``DATALOADER.SAMPLER_TRAIN`` takes Detectron2's samplers; "RepeatFactorTrainingSampler" goes by the classes in
-    the label maps, with ``DATALOADER.REPEAT_THRESHOLD`` and, where Detectron2 has it, ``REPEAT_SQRT``.
+    Its seed is SEED, or one drawn with NumPy if that is negative. To be called in all processes.
 
     Raises:
         KeyError, OSError, ValueError: as :func:`load_dicts`, :func:`~.metadata.check_metadata` and
-            :func:`~.metadata.check_same_classes`; or there is no dataset to train on.
+            :func:`~.metadata.check_same_classes`; there is no dataset to train on, or no such way of
+            sampling.
     """
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: expected the names of one or more datasets to train on")
+    images, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if images < 1 or images % processes:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {images}: expected a multiple of the {processes} processes of the job"
+        )
     datasets = {name: load_dicts(name) for name in cfg.DATASETS.TRAIN}
-    sampler = None
-    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
-        counts = np.concatenate([count_label_pixels(name, dicts) for name, dicts in datasets.items()])
-        # REPEAT_SQRT is a key of newer Detectron2 alone.
-        sqrt = cfg.DATALOADER.get("REPEAT_SQRT", True)
-        sampler = repeat_factor_sampler(counts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt)
-    return build_detection_train_loader(
-        cfg,
-        mapper=SemSegMapper(cfg, is_train=True),
-        dataset=list(chain(*datasets.values())),
-        sampler=sampler,
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    stream = SampleStream(
+        list(chain(*datasets.values())),
+        SemSegMapper(cfg, is_train=True),
+        batch_size=images // processes,
+        seed=seed,
+        repeats=count_repeats(cfg, datasets, seed),
     )
+    return build_detection_train_loader(
+        stream,
+        mapper=None,
+        total_batch_size=images,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def count_repeats(cfg: CfgNode, datasets: Mapping[str, Sequence[dict]], seed: int) -> Tensor:
+    """How often each image comes in an epoch: (N,), by DATALOADER.SAMPLER_TRAIN, which names samplers of Detectron2.
+
+    Those that balance classes go by the label maps, with ``DATALOADER.REPEAT_THRESHOLD`` and, where Detectron2 has it,
+    ``REPEAT_SQRT``.
+
+    Args:
+        cfg: the config.
+        datasets: dicts of each dataset, by name, N in all.
+        seed: of the subset that "RandomSubsetTrainingSampler" takes.
+
+    Raises:
+        ValueError: there is no such sampler, or it leaves no image.
+    """
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    if sampler not in SAMPLERS:
+        raise ValueError(f"DATALOADER.SAMPLER_TRAIN is {sampler!r}: expected one of {', '.join(SAMPLERS)}")
+    repeats = torch.ones(sum(map(len, datasets.values())))
+    if sampler in ("RepeatFactorTrainingSampler", "WeightedCategoryTrainingSampler"):
+        counts = np.concatenate([count_label_pixels(name, dicts) for name, dicts in datasets.items()])
+        # Keys that are read by get() here are those of newer Detectron2 alone.
+        repeats = repeat_factors(counts, cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.get("REPEAT_SQRT", True))
+    if sampler in ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"):
+        weights = dict(cfg.DATASETS.get("TRAIN_REPEAT_FACTOR", ()))
+        repeats = repeats * torch.cat([torch.full((len(d),), weights.get(name, 1.0)) for name, d in datasets.items()])
+    if sampler == "RandomSubsetTrainingSampler":
+        generator = torch.Generator().manual_seed(derive_seed(seed, SUBSET))
+        size = int(len(repeats) * cfg.DATALOADER.get("RANDOM_SUBSET_RATIO", 1.0))
+        repeats[torch.randperm(len(repeats), generator=generator)[size:]] = 0
+    if not repeats.sum():
+        raise ValueError(f"DATALOADER.SAMPLER_TRAIN {sampler} leaves none of the {len(repeats)} images")
+    logger.info("%s: %d images become %.1f per epoch", sampler, len(repeats), float(repeats.sum()))
+    return repeats
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:

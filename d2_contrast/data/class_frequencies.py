@@ -14,6 +14,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from iopath.common.file_io import file_lock
+from torch import Tensor
 
 from .datasets.register import datasets_root
 from .files import as_file_name, read_raw_label
@@ -61,24 +62,23 @@ def count_label_pixels(dataset_name: str, dataset_dicts: Sequence[dict]) -> np.n
         return _count(dataset_name, dataset_dicts)
 
 
-def repeat_factor_sampler(counts: np.ndarray, threshold: float, sqrt: bool = True) -> RepeatFactorTrainingSampler:
-    """A sampler that repeats images of rare classes.
+def repeat_factors(counts: np.ndarray, threshold: float, sqrt: bool = True) -> Tensor:
+    """How often each image comes in an epoch, so that rare classes are seen more often.
 
     A class in a share f of the images has the factor max(1, sqrt(threshold / f)), an image the largest factor of
-    its classes (Gupta et al., LVIS, CVPR 2019). Fractions are rounded at random, anew in each epoch.
+    its classes (Gupta et al., LVIS, CVPR 2019).
 
     Args:
         counts: (N, C) pixels of each class in each image.
         threshold: share of images below which a class counts as rare.
         sqrt: False for factors without the square root.
+
+    Returns:
+        (N,) float factors, 1 or more.
     """
     images = [{"annotations": [{"category_id": c} for c in np.flatnonzero(row).tolist()]} for row in counts]
-    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(images, threshold)
-    factors = torch.as_tensor(factors)
-    if not sqrt:
-        factors = factors.square()  # which keeps 1 and the order, so that it can be done last
-    logger.info("Repeat-factor sampling: %d images become %.1f per epoch", len(factors), float(factors.sum()))
-    return RepeatFactorTrainingSampler(factors)
+    factors = torch.as_tensor(RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(images, threshold))
+    return factors if sqrt else factors.square()  # which keeps 1 and the order, so that it can be done last
 
 
 def _count(dataset_name: str, dataset_dicts: Sequence[dict]) -> np.ndarray:

@@ -3,6 +3,7 @@
 import logging
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
@@ -30,6 +31,45 @@ def share_among_processes(cfg: CfgNode, model: nn.Module) -> nn.Module:
         # Processes wait for the gradients of all parameters. Looking for those that get none costs time in every step.
         find_unused_parameters=bool(unused),
     )
+
+
+def split_batches(cfg: CfgNode, processes: int) -> CfgNode:
+    """The config with batches small enough for SOLVER.MAX_IMS_PER_PROCESS, and as many more of them in a step.
+
+    Raises:
+        ValueError: the number of images is not a multiple of that of processes, or the bound is negative.
+    """
+    images, most = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_IMS_PER_PROCESS
+    if images < 1 or images % processes:
+        raise ValueError(f"SOLVER.IMS_PER_BATCH is {images}: expected a multiple of the {processes} processes")
+    own = images // processes
+    if most < 0:
+        raise ValueError(f"SOLVER.MAX_IMS_PER_PROCESS is {most}: expected 0 or more")
+    if not most or own <= most:
+        return cfg
+    parts = next(parts for parts in range(2, own + 1) if own % parts == 0 and own // parts <= most)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.IMS_PER_BATCH = images // parts
+    cfg.SOLVER.ACCUMULATION_STEPS *= parts
+    cfg.freeze()
+    logger.info(
+        "A step takes %d batches of %d images, since SOLVER.MAX_IMS_PER_PROCESS is %d",
+        cfg.SOLVER.ACCUMULATION_STEPS,
+        cfg.SOLVER.IMS_PER_BATCH,
+        most,
+    )
+    return cfg
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the buffers of the first, which are those that are saved.
+
+    In training each process measures the statistics of its own batches (unless they are synchronised).
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def find_unused_parameters(cfg: CfgNode, model: nn.Module) -> list[str]:

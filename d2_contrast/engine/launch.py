@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from multiprocessing.synchronize import Lock
+from urllib.parse import urlparse
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,9 @@ from detectron2.engine import launch as spawn
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
+from ..config import load_config
 from ..errors import DEBUG, in_plain_words
+from .process_watch import ProcessWatch
 from .stop import heeded_signals
 
 
@@ -26,6 +29,8 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
     Under torchrun (RANK and WORLD_SIZE are set) this process is one of them. Otherwise ``args.num_gpus`` processes are
     started on this machine, which are one of ``args.num_machines`` equal parts of the job. Processes talk through NCCL
     where there are GPUs and through gloo where there are none.
+
+    A process that is stopped or lost is named after PROCESS_GROUP_TIMEOUT, and the job ends.
 
     A user's mistake ends in one sentence on stderr and the exit code 2, see :mod:`d2_contrast.errors`; a signal, after
     a checkpoint is saved, in 128 + its number.
@@ -42,10 +47,12 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
             has_gpu = torch.cuda.is_available()
             if has_gpu:
                 torch.cuda.set_device(local_rank)
-            dist.init_process_group("nccl" if has_gpu else "gloo")
+            timeout = _read_timeout(args)
+            dist.init_process_group("nccl" if has_gpu else "gloo", timeout=timeout)
             comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
             comm.synchronize()  # who fails and leaves while another still connects has that one fail obscurely, or wait
-            _run(main, args)
+            with ProcessWatch(os.environ["MASTER_ADDR"], timeout.total_seconds()):
+                _run(main, args)
     elif args.num_gpus * args.num_machines == 1:
         with in_plain_words():
             _run(main, args)
@@ -59,13 +66,15 @@ def _start_processes(main: Callable[[Namespace], object], args: Namespace) -> No
     claim = multiprocessing.get_context("spawn").Lock()
     try:
         with in_plain_words():
+            timeout = _read_timeout(args)
             spawn(
                 _work,
                 args.num_gpus,
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,
                 dist_url=args.dist_url,
-                args=(main, args, claim),
+                args=(main, args, timeout, claim),
+                timeout=timeout,
             )
     except ProcessExitedException as error:
         if error.exit_code < 0:
@@ -81,9 +90,18 @@ def _pass_on(number: int, _frame) -> None:
         sys.exit(128 + number)
 
 
-def _work(main: Callable[[Namespace], object], args: Namespace, claim: Lock) -> None:
+def _work(main: Callable[[Namespace], object], args: Namespace, timeout: timedelta, claim: Lock) -> None:
+    address = urlparse(args.dist_url).hostname or "127.0.0.1"
     with in_plain_words(partial(claim.acquire, block=False)):
-        _run(main, args)
+        with ProcessWatch(address, timeout.total_seconds()):
+            _run(main, args)
+
+
+def _read_timeout(args: Namespace) -> timedelta:
+    seconds = load_config(args.config_file, args.opts).PROCESS_GROUP_TIMEOUT
+    if seconds <= 0:
+        raise ValueError(f"PROCESS_GROUP_TIMEOUT is {seconds}: expected seconds, more than 0")
+    return timedelta(seconds=seconds)
 
 
 def _claim_by_store() -> bool:

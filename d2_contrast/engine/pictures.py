@@ -10,9 +10,9 @@ from detectron2.engine import HookBase
 from PIL import Image
 
 from ..evaluation import CONFUSION_FILE
+from ..random_numbers import same_random_numbers
 from .averaging import averaged_weights
 from .parallel import on_main_process
-from .preflight import same_random_numbers
 
 logger = logging.getLogger(__name__)
 

@@ -2,9 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from ..data import SemSegMapper, load_dicts
 from ..data.checks import check_sample
 from ..errors import explain
 from ..evaluation import build_evaluator, build_inference_model
+from ..random_numbers import same_random_numbers
 
 SAMPLES = 8  # of each dataset, at most, that are read
 SECONDS = 20.0  # for looking whether the files of a dataset are there, in case its disk is slow
@@ -103,14 +103,3 @@ def find_missing(files: Sequence[str]) -> list[str]:
     with ThreadPoolExecutor(16) as pool:
         is_there = pool.map(lambda file: time.monotonic() > deadline or PathManager.isfile(file), files)
         return [file for file, there in zip(files, is_there) if not there]
-
-
-@contextmanager
-def same_random_numbers() -> Iterator[None]:
-    """Leave the global random numbers of NumPy and of torch's CPU as they were."""
-    numpy_state, torch_state = np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)

@@ -16,6 +16,15 @@ KEPT = ("MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAINED", "MODEL.SWIN.PRETRAINED_NAM
 # The hyperparameter by which the optimizer of a checkpoint is known.
 TELLTALES = {"momentum": "SGD", "betas": "AdamW"}
 ABSENT = "(no such key)"
+# Where these parts of Trainer.data_state differ, a run goes on otherwise than it would have uninterrupted.
+EXACT_IF_SAME = {
+    "seed": "SEED {1}, {0} before: images come in another order and are augmented otherwise",
+    "samples": "{1} training images, {0} before: they come in another order",
+    "step": "{1} images in a step, {0} before: steps hold other images, from the same place in the data on",
+    "batch": "{1} images in a batch, {0} before: batch statistics and anchors are those of other batches",
+    "processes": "{1} processes, {0} before: batches hold the same images, but each process has other ones of them, so "
+    "that batch statistics and random numbers (anchors, dropout) are others",
+}
 
 Changes = dict[str, tuple[object, object]]
 
@@ -61,6 +70,34 @@ def describe_changes(changes: Changes, iteration: int) -> list[str]:
         + ("kept as before, the run began from it" if key in KEPT else f"honoured from iteration {iteration} on")
         for key, (before, now) in changes.items()
     ]
+
+
+def describe_inexact(before: Mapping | None, now: Mapping, cfg: CfgNode) -> list[str]:
+    """Why a run does not go on exactly as it would have gone on uninterrupted, as far as its data and processes say.
+
+    Args:
+        before, now: what :meth:`~.trainer.Trainer.data_state` gives, of the checkpoint (None: it holds none) and here.
+        cfg: the config of now.
+
+    Returns:
+        A clause for each reason.
+    """
+    told = []
+    if now["samples"] is None:
+        told.append("the data loader is not one of this project: it starts anew")
+    elif before is None:
+        told.append("the checkpoint is of an older version: images come in another order")
+    else:
+        told += [
+            sentence.format(before[key], now[key]) for key, sentence in EXACT_IF_SAME.items() if before[key] != now[key]
+        ]
+        if cfg.MODEL.DEVICE == "cpu" and before["threads"] != now["threads"]:
+            told.append(f"{now['threads']} threads of the CPU, {before['threads']} before: sums are rounded otherwise")
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        told.append("DATALOADER.ASPECT_RATIO_GROUPING had held images back, which are left out")
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        told.append("TEST.PRECISE_BN takes its images from the start again")
+    return told
 
 
 def check_resumable(

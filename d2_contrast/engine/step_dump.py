@@ -29,7 +29,7 @@ def dump_path(folder: str, iteration: int, rank: int) -> str:
 
 
 def save_step(path: str, cfg: CfgNode, step: TrainStep, reason: str) -> None:
-    """Write a step that was not taken: config, weights, batches and random state of this process.
+    """Write a step that was not taken: config, weights, batches and the key of this process's random numbers.
 
     Raises:
         OSError: the file cannot be written.
@@ -42,7 +42,7 @@ def save_step(path: str, cfg: CfgNode, step: TrainStep, reason: str) -> None:
         "batches": [
             [{k: v for k, v in sample.items() if isinstance(v, PLAIN)} for sample in batch] for batch in step.batches
         ],
-        "random_state": step.random_state,
+        "random_key": step.random_key,
     }
     with write_whole(path) as file:
         torch.save(content, file)
@@ -60,7 +60,7 @@ def replay_step(path: str) -> list[str]:
         FileNotFoundError, ValueError: the file is missing, damaged or no such step.
     """
     content = read_torch(path)
-    if not isinstance(content, Mapping) or not {"config", "batches", "random_state"} <= content.keys():
+    if not isinstance(content, Mapping) or not {"config", "batches", "random_key"} <= content.keys():
         raise ValueError(f"{path} holds no training step: expected a file non_finite_*.pth that a run has written")
     cfg = default_config()
     cfg.merge_from_other_cfg(CfgNode.load_cfg(content["config"]))
@@ -71,11 +71,15 @@ def replay_step(path: str) -> list[str]:
     model.load_state_dict(content["model"])
     amp_dtype = cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None
     batches, optimizer = content["batches"], build_optimizer(cfg, model)
-    step = TrainStep(model, batches, optimizer, accumulation_steps=len(batches), amp_dtype=amp_dtype)
+    step = TrainStep(
+        model,
+        batches,
+        optimizer,
+        accumulation_steps=len(batches),
+        amp_dtype=amp_dtype,
+        random_key=content["random_key"],
+    )
     step.iter = content["iteration"]
-    torch.set_rng_state(content["random_state"]["cpu"])
-    if "cuda" in content["random_state"] and step.device_type == "cuda":
-        torch.cuda.set_rng_state(content["random_state"]["cuda"])
 
     told = [
         f"Iteration {step.iter} with {', '.join(batch_files(batches)) or 'batches without files'}",

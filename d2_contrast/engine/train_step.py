@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..modeling import precision
+from ..random_numbers import derive_seed, seed_generators
 from .checkpoint import NonFiniteError
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class TrainStep(SimpleTrainer):
 
     Attributes:
         batches: those of the step that is under way, or was last.
-        random_state: of the generators of torch when that step began, see :func:`random_state`.
+        random_key: two integers that the random numbers of the steps follow from, see __init__; None for none.
         skipped: how many steps were skipped because something was not finite.
     """
 
@@ -63,6 +64,7 @@ class TrainStep(SimpleTrainer):
         accumulation_steps: int = 1,
         amp_dtype: str | None = None,
         non_finite: NonFinitePolicy | None = None,
+        random_key: Sequence[int] | None = None,
     ):
         """
         Args:
@@ -70,6 +72,9 @@ class TrainStep(SimpleTrainer):
             accumulation_steps: batches for one step of the optimizer.
             amp_dtype: "float16" or "bfloat16" for mixed precision; None for full precision.
             non_finite: what to do where numbers are not finite; None stops.
+            random_key: seed of the run and rank. The global generators are seeded for each batch by these, the
+                iteration and the place of the batch in it, so that a step draws the same numbers in a run that goes on.
+                None leaves the generators alone.
 
         Raises:
             ValueError: an option is out of range.
@@ -85,7 +90,7 @@ class TrainStep(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == "float16")
         self.is_updating = False  # weights are changed in part
         self.batches: list = []
-        self.random_state: dict[str, torch.Tensor] = {}
+        self.random_key = random_key
         self.skipped = self._skipped_in_row = 0
 
     def run_step(self) -> None:
@@ -103,9 +108,9 @@ class TrainStep(SimpleTrainer):
             start = time.perf_counter()
             data = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
-            if not self.batches:
-                self.random_state = random_state(self.device_type)
             self.batches.append(data)
+            if self.random_key is not None:
+                seed_generators(derive_seed(*self.random_key, self.iter, i), self.device_type)
             is_last = i == self.accumulation_steps - 1
             # Processes need to agree on the sum of gradients only.
             local = isinstance(self.model, DistributedDataParallel) and not is_last
@@ -190,7 +195,7 @@ class TrainStep(SimpleTrainer):
 
     def state_dict(self) -> dict:
         state = {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
-        return {**state, "parameters": self.parameter_names()}
+        return {**state, "parameters": self.parameter_names(), "skipped": [self.skipped, self._skipped_in_row]}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load what the optimizer keeps of each parameter, by its name; its hyperparameters stay as they were built."""
@@ -203,6 +208,7 @@ class TrainStep(SimpleTrainer):
         super().load_state_dict({**state_dict, "optimizer": ours})
         if state_dict["grad_scaler"]:  # empty if the run did not scale its loss so far
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        self.skipped, self._skipped_in_row = state_dict.get("skipped", (0, 0))
 
 
 def find_problem(reports: list[dict]) -> tuple[str, list[int]]:
@@ -226,14 +232,6 @@ def find_problem(reports: list[dict]) -> tuple[str, list[int]]:
     where = f" in process {', '.join(map(str, ranks))} of {len(reports)}" if len(reports) > 1 else ""
     files = ", ".join(chain(*(reports[rank]["files"] for rank in ranks))) or "a batch without files"
     return f"{', '.join(what[:4])}{', ...' if len(what) > 4 else ''}{where}, from {files}", ranks
-
-
-def random_state(device_type: str) -> dict[str, torch.Tensor]:
-    """The state of torch's generators that a step draws from."""
-    state = {"cpu": torch.get_rng_state()}
-    if device_type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
 
 
 def batch_files(batches: Iterable) -> list[str]:

@@ -16,19 +16,19 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter, TensorboardXWriter
 from torch import nn
 
-from ..data import build_test_loader, build_train_loader
+from ..data import build_test_loader, build_train_loader, find_stream
 from ..errors import explain
 from ..evaluation import build_evaluator, build_inference_model, claim_evaluation_folder
 from ..output import write_text
 from .averaging import UpdateAverage, averaged_weights, build_average
 from .checkpoint import ContrastCheckpointer, NonFiniteError, build_checkpointer
 from .console import ProgressWriter
-from .data_parallel import share_among_processes
-from .metrics_writer import MetricsWriter
+from .data_parallel import share_among_processes, share_buffers, split_batches
+from .metrics_writer import LateWriter, MetricsWriter, put_back, read_lines, recent_values
 from .optimizer import build_optimizer
 from .parallel import on_main_process
 from .pictures import PictureHook
-from .resume import check_resumable, config_changes, describe_changes, keep_origin
+from .resume import check_resumable, config_changes, describe_changes, describe_inexact, keep_origin
 from .run_folder import METRICS
 from .step_dump import dump_path, save_step
 from .stop import StopEvaluation, StoppableEvaluator, Stopped, StopRequests
@@ -48,6 +48,7 @@ class Trainer(DefaultTrainer):
         average: the moving average of its weights, or None.
         last_results: results of the last evaluation, on the main process; {} before it and elsewhere.
         evaluation_folders: where they were written, by dataset; {} before.
+        seed: what the order of the data, its augmentation, and the random numbers of the steps follow from.
     """
 
     def __init__(self, cfg: CfgNode, download: bool = True):
@@ -58,10 +59,15 @@ class Trainer(DefaultTrainer):
         """
         # Not DefaultTrainer's own: it wraps models for several GPUs only, and its step has no accumulation.
         TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = split_batches(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()), comm.get_world_size())
         model = self.build_model(cfg if download else without_download(cfg))
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        self.stream = find_stream(data_loader)
+        if self.stream is not None:
+            self.seed = self.stream.seed
+        else:
+            self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         model = share_among_processes(cfg, model)
         self._trainer = TrainStep(
             model,
@@ -70,6 +76,7 @@ class Trainer(DefaultTrainer):
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
             non_finite=NonFinitePolicy(cfg.SOLVER.NON_FINITE, cfg.SOLVER.NON_FINITE_MAX_IN_ROW),
+            random_key=(self.seed, comm.get_rank()),
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # Unwrapped, so that the average and its checkpoint have the names of a single process.
@@ -80,6 +87,8 @@ class Trainer(DefaultTrainer):
         self.evaluation_folders: dict[str, str] = {}
         self.stop = StopRequests()
         self._config_comments: list[str] = []
+        self._recent: dict = {}
+        self._start_position = 0
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -88,8 +97,9 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint in OUTPUT_DIR if ``resume`` is set and there is one, else load MODEL.WEIGHTS.
 
-        Weights, average, scaler, what the optimizer keeps, and the iteration come from the checkpoint; learning rates
-        and all other settings from the config. Settings that differ from those of the checkpoint's run are logged.
+        Weights, average, scaler, what the optimizer keeps, the iteration and the place in the data come from the
+        checkpoint; learning rates and all other settings from the config. Settings that differ from those of the
+        checkpoint's run are logged, and what else keeps this run from going on exactly as it would have uninterrupted.
 
         Raises:
             ValueError: the checkpoint does not fit this config; nothing of it is loaded.
@@ -109,6 +119,8 @@ class Trainer(DefaultTrainer):
         logger.info("Going on from %s at iteration %d of %d", path, self.start_iter, self.max_iter)
         if self.start_iter >= self.max_iter:
             logger.warning("Nothing is left to train: SOLVER.MAX_ITER is %d", self.max_iter)
+        else:
+            self._go_on_in_data(checkpoint["trainer"].get("data"))
 
         self.cfg = keep_origin(self.cfg, changes)
         self.checkpointer.config = self.cfg.dump()
@@ -139,8 +151,41 @@ class Trainer(DefaultTrainer):
         """Write the config to OUTPUT_DIR, with comments on what changed when the run was resumed."""
         save_config(self.cfg, self.cfg.OUTPUT_DIR, self._config_comments)
 
+    def data_state(self) -> dict:
+        """Where the run is in its data after ``iter``, and what its course depends on besides the config."""
+        batch = self.cfg.SOLVER.IMS_PER_BATCH
+        step = batch * self.cfg.SOLVER.ACCUMULATION_STEPS
+        return {
+            "seed": self.seed,
+            "position": self._start_position + (self.iter + 1 - self.start_iter) * step,  # images of all processes
+            "samples": None if self.stream is None else len(self.stream.samples),
+            "batch": batch,
+            "step": step,
+            "processes": comm.get_world_size(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def _go_on_in_data(self, before: dict | None) -> None:
+        """Set the place in the data by what :meth:`data_state` gave when the checkpoint was written."""
+        if before is not None and self.cfg.SEED < 0:
+            self.seed = before["seed"]
+        now = self.data_state()
+        self._start_position = self.start_iter * now["step"] if before is None else before["position"]
+        if self.stream is not None:
+            self.stream.seed, self.stream.start = self.seed, self._start_position
+        self._trainer.random_key = (self.seed, comm.get_rank())
+        logger.info("Going on in the data after %d images", self._start_position)
+        if reasons := describe_inexact(before, now, self.cfg):
+            logger.warning("Not exactly as without the interruption:\n  %s", "\n  ".join(reasons))
+
+    def state_dict(self) -> dict:
+        """Iteration, place in the data, state of the step, and the values that the next lines of the log need."""
+        state = {**super().state_dict(), "data": self.data_state()}
+        return {**state, "recent": recent_values(self.storage, self.iter)} if hasattr(self, "storage") else state
+
     def load_state_dict(self, state_dict: dict) -> None:
         """Load the iteration and the state of the step; learning rates follow from the iteration and the config."""
+        self._recent = state_dict.get("recent", {})
         hooks = {name: state for name, state in state_dict.get("hooks", {}).items() if name != LRScheduler.__name__}
         super().load_state_dict({**state_dict, "hooks": hooks})
         # Detectron2's schedules are functions of the iteration. They end at MAX_ITER, which the run may have passed.
@@ -165,6 +210,7 @@ class Trainer(DefaultTrainer):
             self.iter = self.start_iter
             try:
                 self.before_train()
+                self._catch_up()
                 for iteration in range(self.start_iter, self.max_iter):
                     self.iter = iteration
                     self.before_step()
@@ -179,6 +225,27 @@ class Trainer(DefaultTrainer):
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(self.cfg, self.last_results)
         return self.last_results
+
+    def _catch_up(self) -> None:
+        """Do what was still to be done after the checkpoint in the same iteration, if a kill came between."""
+        if not self.start_iter:
+            return
+        done = self.start_iter - 1
+        put_back(self.storage, self._recent)
+        self.iter = self.storage.iter = done
+        owes_evaluation = on_main_process(self._lacks_evaluation, done)
+        for hook in self._hooks:
+            if isinstance(hook, PeriodicWriter) or (isinstance(hook, EvalHook) and owes_evaluation):
+                hook.after_step()
+        self.iter = self.storage.iter = self.start_iter
+
+    def _lacks_evaluation(self, iteration: int) -> bool:
+        """Whether the log has no results of an evaluation after an iteration."""
+        path = os.path.join(self.cfg.OUTPUT_DIR, METRICS)
+        records = read_lines(path) if os.path.isfile(path) else []
+        names = [name for record in records if record["iteration"] == iteration for name in record]
+        names += [name for name, kept in self._recent.items() if kept["values"][-1][1] == iteration]
+        return not any("sem_seg/" in name for name in names)
 
     def run_step(self) -> None:
         """See DefaultTrainer. Where numbers that are not finite stop the run, the step is written to OUTPUT_DIR.
@@ -246,13 +313,13 @@ class Trainer(DefaultTrainer):
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's writers, with others for metrics.json and for the terminal."""
-        path = os.path.join(self.cfg.OUTPUT_DIR, METRICS)
-        os.makedirs(self.cfg.OUTPUT_DIR, exist_ok=True)
+        folder, trainer = self.cfg.OUTPUT_DIR, weakref.proxy(self)
+        os.makedirs(folder, exist_ok=True)
         writers = [
             CommonMetricPrinter(self.max_iter),  # into log.txt
             ProgressWriter(self.max_iter),
-            MetricsWriter(path),
-            TensorboardXWriter(self.cfg.OUTPUT_DIR),
+            LateWriter(lambda: MetricsWriter(os.path.join(folder, METRICS), start_iter=trainer.start_iter)),
+            LateWriter(lambda: TensorboardXWriter(folder, purge_step=trainer.start_iter)),
         ]
         return [*writers, WandbWriter(self.cfg)] if self.cfg.WANDB.PROJECT else writers
 
@@ -272,6 +339,7 @@ class Trainer(DefaultTrainer):
         ]
         try:
             with averaged_weights(self.network, self.average):
+                share_buffers(self.network)
                 self.last_results = self.test(self.cfg, self.model, evaluators) or {}
             if done + 1 < self.max_iter:  # those of the end are shown as a table
                 for name, result in results_by_dataset(self.cfg, self.last_results).items():

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from processes import run_in_two_processes
 
+from benchmarks import two_ranks
 from d2_contrast.contrast import AnchorSampler, ContrastiveBranch, MultiScaleContrast, Projector, describe_anchors
 
 NAMES = ["p2", "p5"]
@@ -107,3 +108,7 @@ def test_batches_of_different_shape(results):
     (losses, stats), (other_losses, other_stats) = (result["sizes apart"] for result in results)
     assert losses == other_losses and stats == other_stats
     assert all(value > 0 for value in losses.values())
+
+
+def test_random_batches_drive_nothing_apart():
+    two_ranks.run(batches=64)

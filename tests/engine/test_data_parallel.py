@@ -2,12 +2,14 @@
 
 import copy
 
+import pytest
 import torch
 import torch.distributed as dist
 from processes import run_in_two_processes
 from tiny_models import make_batch, small_config, small_model
 
-from d2_contrast.engine.data_parallel import find_unused_parameters, share_among_processes
+from d2_contrast.config import load_config
+from d2_contrast.engine.data_parallel import find_unused_parameters, share_among_processes, split_batches
 
 SWIN = "cityscapes/uper_swin_t_contrast_bs8_160k.yaml"
 PLAIN = {
@@ -71,3 +73,17 @@ def test_trying_changes_nothing():
         torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
         assert torch.equal(torch.get_rng_state(), random)
         assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_fewer_processes_take_a_batch_in_parts():
+    """16 images a step, at most 3 for a process: (images in a batch, batches in a step) by the number of processes."""
+    expected = {8: (16, 2), 4: (8, 4), 2: (4, 8), 1: (2, 16)}
+    cfg = load_config("", ["SOLVER.IMS_PER_BATCH", "16", "SOLVER.ACCUMULATION_STEPS", "2"])
+    for processes in expected:
+        assert split_batches(cfg, processes) is cfg
+    cfg.SOLVER.MAX_IMS_PER_PROCESS = 3
+    for processes, sizes in expected.items():
+        solver = split_batches(cfg, processes).SOLVER
+        assert (solver.IMS_PER_BATCH, solver.ACCUMULATION_STEPS) == sizes
+    with pytest.raises(ValueError, match="SOLVER.IMS_PER_BATCH is 16: expected a multiple of the 3 processes"):
+        split_batches(cfg, 3)

@@ -4,7 +4,7 @@ import math
 import pytest
 from detectron2.utils.events import EventStorage, JSONWriter
 
-from d2_contrast.engine.metrics_writer import MetricsWriter
+from d2_contrast.engine.metrics_writer import MetricsWriter, put_back, recent_values
 from d2_contrast.visualize import read_metrics
 
 
@@ -43,12 +43,29 @@ def test_what_is_not_finite_is_null(tmp_path):
     assert iterations.tolist() == [1] and math.isnan(values[0])
 
 
-def test_a_line_that_was_cut_off_spoils_no_other(tmp_path):
-    path = tmp_path / "metrics.json"
-    path.write_text('{"a": 1.0, "iteration": 0}\n{"a": 2.')
-    log([MetricsWriter(str(path))], {"a": [5.0, 5.0]})
-    iterations, values = read_metrics(str(path))["a"]
-    assert values.tolist() == [1.0, 5.0] and iterations.tolist() == [0, 1]
+def test_a_run_that_goes_on_takes_up_its_file(tmp_path):
+    """Lines of iterations that are done again, and one that was cut off, are dropped; no value is written twice."""
+    whole, path = tmp_path / "whole.json", tmp_path / "metrics.json"
+    values = {"a": [1.0, 5.0, 2.0, 4.0, 8.0, 1.0], "b": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
+
+    def go_on(writer: MetricsWriter, storage: EventStorage, end: int) -> None:
+        with storage:
+            for iteration in range(storage.iter, end):
+                storage.iter = iteration
+                storage.put_scalar("a", values["a"][iteration])
+                storage.put_scalar("b", values["b"][iteration], smoothing_hint=False)
+                if iteration % 2:
+                    writer.write()
+        writer.close()
+
+    go_on(MetricsWriter(str(whole)), EventStorage(), 6)
+    killed = EventStorage()
+    go_on(MetricsWriter(str(path)), killed, 5)
+    path.write_text(path.read_text() + '{"a": 1.')
+    storage = EventStorage(3)
+    put_back(storage, json.loads(json.dumps(recent_values(killed, iteration=2))))
+    go_on(MetricsWriter(str(path), start_iter=3), storage, 6)
+    assert path.read_text() == whole.read_text() and whole.read_text().count("\n") == 3
 
 
 def test_a_full_disk_is_named():

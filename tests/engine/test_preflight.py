@@ -50,7 +50,7 @@ def test_problems_of_a_test_dataset_appear_before_training(own_data, case):
     damage(folder, samples)
     with pytest.raises((OSError, ValueError), match=message):
         train(cfg)
-    assert not Path(cfg.OUTPUT_DIR, "metrics.json").read_text()
+    assert not Path(cfg.OUTPUT_DIR, "metrics.json").exists()
 
 
 def test_training_needs_labels(make_cfg, monkeypatch):
