@@ -124,7 +124,8 @@ def _add_contrast(cfg: CN) -> None:
     cfg.MODEL.CONTRAST = CN()
     # Off: the network is trained with its pixel losses alone.
     cfg.MODEL.CONTRAST.ENABLED = False
-    # Names of the feature maps to contrast, among those that the backbone gives.
+    # Names of the feature maps to contrast, among those that the backbone gives; "res2+res3" stands for two of them,
+    # concatenated at the size of the first.
     cfg.MODEL.CONTRAST.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     # w_s of Eq. 3, one for each of IN_FEATURES. The paper: 1, 0.7, 0.4, 0.1 for strides 4, 8, 16, 32.
     cfg.MODEL.CONTRAST.SCALE_WEIGHTS = [1.0, 0.7, 0.4, 0.1]
@@ -158,6 +159,17 @@ def _add_contrast(cfg: CN) -> None:
     cfg.MODEL.CONTRAST.PROJECTOR_LAYERS = 2
     cfg.MODEL.CONTRAST.EMBEDDING_DIM = 256
     cfg.MODEL.CONTRAST.NORM = "BN"
+    # MEMORY: contrast the anchors of each scale with vectors of earlier batches instead of each other, as methods do
+    # that the paper compares with. Heads of this project alone.
+    cfg.MODEL.CONTRAST.MEMORY = CN()
+    # "" for none; "pixels", "regions" or "pixels+regions" (Wang et al., ICCV 2021: pixels and means of regions, of
+    # which an anchor meets the hardest; anchors are drawn in equal parts from pixels that are predicted wrong and
+    # right, and *_PER_GROUP count for each part of a class); "averages" (Hu et al., ICCV 2021: anchors are themselves
+    # means of regions, in which what is hard counts more; SAMPLER, MAX_ANCHORS and *_PER_GROUP are not used).
+    cfg.MODEL.CONTRAST.MEMORY.METHOD = ""
+    # Vectors that are kept of each class. In the papers ten pixels and one region for each training image.
+    cfg.MODEL.CONTRAST.MEMORY.PIXELS = 10000
+    cfg.MODEL.CONTRAST.MEMORY.REGIONS = 1000
     # Numbers of anchors and mean similarities of each scale are logged every so many iterations; 0: never.
     cfg.MODEL.CONTRAST.LOG_PERIOD = 20
 

@@ -14,13 +14,15 @@ The words, from a feature map to a loss:
 
 `ContrastiveBranch` does all of it for the maps of a network. Its parts stand alone as well: `Projector` makes
 embeddings from maps, `AnchorSampler` draws anchor sets from embeddings, `MultiScaleContrast` computes the losses from
-either, and `supervised_info_nce` is the loss of one or two sets.
+either, and `supervised_info_nce` is the loss of one or two sets. A `ContrastMemory` keeps vectors of earlier batches to
+contrast with, as the methods do that the paper compares with.
 """
 
 from .anchor_set import AnchorSet
 from .branch import ContrastiveBranch
 from .criterion import MultiScaleContrast
 from .info_nce import supervised_info_nce
+from .memory import AverageMemory, ClassRings, ContrastMemory, MinedMemory
 from .projector import Projector
 from .sampler import AnchorSampler, resize_labels
 from .statistics import describe_anchors
@@ -28,7 +30,11 @@ from .statistics import describe_anchors
 __all__ = [
     "AnchorSampler",
     "AnchorSet",
+    "AverageMemory",
+    "ClassRings",
+    "ContrastMemory",
     "ContrastiveBranch",
+    "MinedMemory",
     "MultiScaleContrast",
     "Projector",
     "describe_anchors",

@@ -16,10 +16,19 @@ from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from d2_contrast.contrast import AnchorSampler, ContrastiveBranch, MultiScaleContrast, Projector, describe_anchors
+from d2_contrast.contrast import (
+    AnchorSampler,
+    AverageMemory,
+    ContrastiveBranch,
+    ContrastMemory,
+    MinedMemory,
+    MultiScaleContrast,
+    Projector,
+    describe_anchors,
+)
 
-from .features import normalise_images, pad_batch, select_features
-from .heads import build_aux_head
+from .features import join_features, join_shapes, normalise_images, pad_batch, select_features
+from .heads import SemSegHead, build_aux_head
 from .layers import allow_single_values, resize
 
 # What a network is trained with but does not need for a prediction, by the start of its tensors' names.
@@ -48,8 +57,17 @@ class ContrastiveSegmentor(SemanticSegmentor):
             contrast: the contrastive losses of feature maps.
             log_period: iterations between two logs of the anchors' statistics; 0 for none.
             kwargs: see SemanticSegmentor.
+
+        Raises:
+            ValueError: the losses need to know what is predicted, and the head does not say it in training.
         """
         super().__init__(**kwargs)
+        if contrast is not None and contrast.needs_logits and not isinstance(self.sem_seg_head, SemSegHead):
+            raise ValueError(
+                "MODEL.CONTRAST.MEMORY.METHOD looks at predictions, which MODEL.SEM_SEG_HEAD.NAME "
+                f"{type(self.sem_seg_head).__name__} does not give in training: take a head of this project, "
+                "such as UPerHead"
+            )
         self.aux_head = aux_head
         self.contrast = contrast
         self.log_period = log_period
@@ -91,20 +109,22 @@ class ContrastiveSegmentor(SemanticSegmentor):
         targets = pad_batch(
             self, [x["sem_seg"].to(self.device) for x in batched_inputs], self.sem_seg_head.ignore_value
         )
-        _, losses = self.sem_seg_head(features, targets.tensor)
+        logits, losses = self.sem_seg_head(features, targets.tensor)
         if self.aux_head is not None:
             _, aux_losses = self.aux_head(features, targets.tensor)
             for name, loss in aux_losses.items():
                 name = "loss_aux_" + name.removeprefix("loss_")  # which the head itself may have, as OCRHead does
                 losses[name] = losses[name] + loss if name in losses else loss
         if self.contrast is not None:
-            losses.update(self._contrast(self.contrast, features, targets.tensor))
+            losses.update(self._contrast(self.contrast, features, targets.tensor, logits))
         return losses
 
     @torch.no_grad()
     def embed(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Project feature maps to unit-length embeddings, {name: (N, D, h, w)}; {} without contrastive branch."""
-        return {} if self.contrast is None else self.contrast.embed(features)
+        if self.contrast is None:
+            return {}
+        return self.contrast.embed(join_features(features, self.contrast.criterion.scales))
 
     def _to_outputs(self, logits: Tensor, images: ImageList, batched_inputs: list[dict]) -> list[dict]:
         # A head multiplies the size of a map by its stride, which is the size of the images only where that divides it.
@@ -116,12 +136,15 @@ class ContrastiveSegmentor(SemanticSegmentor):
         ]
 
     @torch.compiler.disable(recursive=False)  # reads the iteration and writes logs; what it calls may be compiled
-    def _contrast(self, branch: ContrastiveBranch, features: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
+    def _contrast(
+        self, branch: ContrastiveBranch, features: dict[str, Tensor], targets: Tensor, logits: Tensor | None
+    ) -> dict[str, Tensor]:
+        features = join_features(features, branch.criterion.scales)
         storage = get_event_storage() if has_event_storage() else None
         iteration = storage.iter if storage else None
         if not storage or not self.log_period or iteration % self.log_period:
-            return branch(features, targets, iteration)
-        anchor_sets = branch.sample(features, targets)
+            return branch(features, targets, iteration, logits)
+        anchor_sets = branch.sample(features, targets, logits)
         # A similarity is NaN where a scale has no pair of that kind: there is nothing to log then.
         stats = {name: float(value) for name, value in describe_anchors(anchor_sets).items()}
         storage.put_scalars(smoothing_hint=False, **{name: value for name, value in stats.items() if value == value})
@@ -135,7 +158,12 @@ _KEYS = {
     "pairs": "CROSS_SCALE_PAIRS",
     "ms_weight": "LOSS_WEIGHT_MULTI_SCALE",
     "cs_weight": "LOSS_WEIGHT_CROSS_SCALE",
+    "pixels": "MEMORY.PIXELS",
+    "regions": "MEMORY.REGIONS",
 }
+# What each of MODEL.CONTRAST.MEMORY.METHOD keeps.
+_MEMORIES = {"": (), "pixels": ("pixels",), "regions": ("regions",), "pixels+regions": ("pixels", "regions")}
+_AVERAGES = "averages"
 
 
 def build_contrast(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> ContrastiveBranch:
@@ -152,7 +180,7 @@ def build_contrast(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> Contrastive
                 shape.channels, contrast.EMBEDDING_DIM, contrast.PROJECTOR_LAYERS, lambda c: get_norm(contrast.NORM, c)
             )
         )
-        for name, shape in select_features(shapes, names, "MODEL.CONTRAST.IN_FEATURES").items()
+        for name, shape in join_shapes(shapes, names, "MODEL.CONTRAST.IN_FEATURES").items()
     }
     try:
         sampler = AnchorSampler(
@@ -171,11 +199,23 @@ def build_contrast(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> Contrastive
             cs_weight=contrast.LOSS_WEIGHT_CROSS_SCALE,
             temperature=contrast.TEMPERATURE,
             warmup_iters=contrast.WARMUP_ITERS,
+            memories=_build_memories(cfg),
         )
         return ContrastiveBranch(projectors, criterion, contrast.PROJECT)
     except ValueError as error:
         argument, _, problem = str(error).partition(" ")
         raise ValueError(f"MODEL.CONTRAST.{_KEYS.get(argument, argument.upper())} {problem}") from error
+
+
+def _build_memories(cfg: CfgNode) -> dict[str, ContrastMemory]:
+    contrast, num_classes = cfg.MODEL.CONTRAST, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    memory, dim = contrast.MEMORY, contrast.EMBEDDING_DIM
+    if memory.METHOD == _AVERAGES:
+        return {name: AverageMemory(num_classes, dim, memory.REGIONS) for name in contrast.IN_FEATURES}
+    if memory.METHOD not in _MEMORIES:
+        raise ValueError(f"MEMORY.METHOD must be one of {[*_MEMORIES, _AVERAGES]}, got {memory.METHOD!r}")
+    sizes = {kind: memory[kind.upper()] for kind in _MEMORIES[memory.METHOD]}
+    return {name: MinedMemory(num_classes, dim, sizes) for name in contrast.IN_FEATURES} if sizes else {}
 
 
 def _weigh(key: str, names: Sequence, weights_key: str, weights: Sequence[float]) -> dict:
