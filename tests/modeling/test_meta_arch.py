@@ -150,6 +150,83 @@ def test_contradictory_configs(key, value, message):
         ContrastiveSegmentor(small_config(UPER, **{f"MODEL__{key}": value}))
 
 
+METHODS = ["pixels", "regions", "pixels+regions", "averages"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", [UPER, "cadis/ocrnet_r50_task2_contrast_bs8_50e.yaml"])
+def test_memories(name, method):
+    """The first batch fills them, the second is contrasted with it; what is logged changes nothing."""
+    scales = load_names(name)
+    losses = []
+    for period in (0, 1):
+        model = small_model(name, MODEL__CONTRAST__MEMORY__METHOD=method, MODEL__CONTRAST__LOG_PERIOD=period)
+        torch.manual_seed(0)
+        with EventStorage():
+            first, second = (model(make_batch((64, 64), (64, 96), seed=seed)) for seed in (0, 1))
+        losses.append(second)
+        assert all(first[f"loss_contrast_{scale}"] == 0 < second[f"loss_contrast_{scale}"] for scale in scales)
+        sum(second.values()).backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert losses[0] == losses[1]
+    assert all(key.startswith("contrast.") for key in model.state_dict() if ".rings." in key)
+
+
+def load_names(name):
+    return small_config(name).MODEL.CONTRAST.IN_FEATURES
+
+
+def test_a_memory_looks_at_what_the_head_predicts():
+    """Logits of the training pass, at the stride of the head; none are needed without a memory."""
+    model = small_model(UPER, MODEL__CONTRAST__MEMORY__METHOD="averages")
+    seen = {}
+    model.contrast.register_forward_pre_hook(lambda module, args: seen.update(logits=args[3]))
+    model.sem_seg_head.predictor.register_forward_hook(lambda module, args, output: seen.update(expected=output))
+    model(make_batch((64, 96), (64, 96)))
+    assert torch.equal(seen["logits"], seen["expected"]) and seen["logits"].shape == (2, 5, 16, 24)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("METHOD", "queue", r"MODEL.CONTRAST.MEMORY.METHOD must be one of \['', 'pixels', .*'averages'\], got 'queue'"),
+        ("PIXELS", 0, "MODEL.CONTRAST.MEMORY.PIXELS must be at least 1 vector of each class, got 0"),
+        ("REGIONS", -1, "MODEL.CONTRAST.MEMORY.REGIONS must be at least 1 vector of each class, got -1"),
+    ],
+)
+def test_contradictory_memories(key, value, message):
+    options = {"METHOD": "pixels+regions", key: value}
+    with pytest.raises(ValueError, match=message):
+        small_model(UPER, **{f"MODEL__CONTRAST__MEMORY__{k}": v for k, v in options.items()})
+
+
+def test_what_a_memory_does_not_go_with():
+    with pytest.raises(ValueError, match="MODEL.CONTRAST.GATHER must be off with a memory"):
+        small_model(UPER, MODEL__CONTRAST__MEMORY__METHOD="pixels", MODEL__CONTRAST__GATHER=True)
+    with pytest.raises(ValueError, match='MODEL.CONTRAST.PROJECT must be "dense" with a memory'):
+        small_model(UPER, MODEL__CONTRAST__MEMORY__METHOD="pixels", MODEL__CONTRAST__PROJECT="anchors")
+    with pytest.raises(ValueError, match="MEMORY.METHOD looks at predictions, .*SemSegFPNHead does not give"):
+        small_model("shapes/fpn_r18_contrast.yaml", MODEL__CONTRAST__MEMORY__METHOD="pixels")
+
+
+def test_concatenated_maps():
+    """As one scale, with the channels of all and the size of the first."""
+    one = {
+        "MODEL__CONTRAST__IN_FEATURES": ["res3+res2+res5"],
+        "MODEL__CONTRAST__SCALE_WEIGHTS": [1.0],
+        "MODEL__CONTRAST__CROSS_SCALE_PAIRS": [],
+        "MODEL__CONTRAST__CROSS_SCALE_WEIGHTS": [],
+    }
+    model = small_model(UPER, **one)
+    assert "loss_contrast_res3+res2+res5" in model(make_batch((64, 96), (64, 96)))
+    features = extract_features(model.eval(), make_batch((64, 96)))
+    parts = [torch.nn.functional.interpolate(features[f"res{i}"], (8, 12), mode="bilinear") for i in (3, 2, 5)]
+    expected = torch.nn.functional.normalize(model.contrast.projectors["res3+res2+res5"](torch.cat(parts, 1)))
+    torch.testing.assert_close(model.embed(features), {"res3+res2+res5": expected.detach()})
+    with pytest.raises(ValueError, match="MODEL.CONTRAST.IN_FEATURES is .*'res3', 'res9'.*the backbone gives"):
+        small_model(UPER, **one | {"MODEL__CONTRAST__IN_FEATURES": ["res3+res9"]})
+
+
 @pytest.mark.parametrize("name", ["shapes/fpn_r18_contrast.yaml", "shapes/deeplabv3plus_r18_contrast.yaml"])
 def test_unknown_feature_of_detectron2s_heads(name):
     """They pass over unknown names themselves."""
