@@ -138,6 +138,19 @@ def _add_contrast(cfg: CN) -> None:
     cfg.MODEL.CONTRAST.LOSS_WEIGHT_CROSS_SCALE = 0.1
     # Both weights grow linearly from 0 over this many iterations; 0: they are constant.
     cfg.MODEL.CONTRAST.WARMUP_ITERS = 0
+    # Both weights fall linearly to 0 at this iteration; 0: never.
+    cfg.MODEL.CONTRAST.DECAY_ITERS = 0
+    # BALANCE: how the gradients of these losses join those of the heads at the maps of IN_FEATURES, of which a head has
+    # to read one or more.
+    cfg.MODEL.CONTRAST.BALANCE = CN()
+    # Scale the gradient of these losses so that its norm is this share of that of the pixel losses, in every step: the
+    # weights above then matter among the terms, and for the projectors, alone. 0: leave it as the weights make it.
+    cfg.MODEL.CONTRAST.BALANCE.SHARE = 0.0
+    # Where both point against each other, leave out the part of the former along the latter.
+    cfg.MODEL.CONTRAST.BALANCE.REMOVE_CONFLICT = False
+    # Log the norms of both gradients, as the weights make them, their ratio and their cosine every so many iterations;
+    # 0: never.
+    cfg.MODEL.CONTRAST.BALANCE.LOG_PERIOD = 0
     cfg.MODEL.CONTRAST.TEMPERATURE = 0.1
     # Anchors are drawn from groups, equally many from each. A group is a class in the batch ("class": the paper), or a
     # class in one image ("image_class": the authors' code).

@@ -71,14 +71,14 @@ class ContrastiveBranch(nn.Module):
         Args:
             features: (N, C, h, w) by scale; other names are passed over.
             labels: (N, H, W), integer class ids.
-            iteration: iterations done, from 0; drives the warm-up alone.
+            iteration: iterations done, from 0; drives warm-up and decay alone.
             logits: (N, K, H', W'), of the segmentation, if `needs_logits`.
 
         Returns:
             Weighted scalar losses by name, see `MultiScaleContrast`.
 
         Raises:
-            ValueError: a scale is missing, shapes do not fit, the warm-up lacks its iteration, or a memory the logits.
+            ValueError: a scale is missing, shapes do not fit, the iteration is missing, or a memory lacks the logits.
         """
         return self.losses(self.sample(features, labels, logits), iteration)
 

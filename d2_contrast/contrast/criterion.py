@@ -31,6 +31,7 @@ class MultiScaleContrast(nn.Module):
         cs_weight: float = 0.1,
         temperature: float = 0.1,
         warmup_iters: int = 0,
+        decay_iters: int = 0,
         memories: Mapping[str, ContrastMemory] | None = None,
     ):
         """
@@ -42,6 +43,7 @@ class MultiScaleContrast(nn.Module):
             cs_weight: weight of the sum of cross-scale terms.
             temperature: tau of all terms.
             warmup_iters: both weights grow linearly from 0 over this many iterations; 0 for none.
+            decay_iters: both weights fall linearly to 0 at this iteration; 0 for never.
             memories: for scales whose term contrasts anchors with what a memory holds, instead of with each other; None
                 for none.
 
@@ -58,8 +60,9 @@ class MultiScaleContrast(nn.Module):
         for pair in pairs:
             if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(scales):
                 raise ValueError(f"pairs must be of two different names from {list(scales)}, got {pair!r}")
-        if warmup_iters < 0:
-            raise ValueError(f"warmup_iters must be at least 0, got {warmup_iters}")
+        for name, count in (("warmup_iters", warmup_iters), ("decay_iters", decay_iters)):
+            if count < 0:
+                raise ValueError(f"{name} must be at least 0, got {count}")
         check_temperature(temperature)
         memories = {} if memories is None else memories
         if not set(memories) <= set(scales):
@@ -71,6 +74,7 @@ class MultiScaleContrast(nn.Module):
         self.cs_weight = cs_weight
         self.temperature = temperature
         self.warmup_iters = warmup_iters
+        self.decay_iters = decay_iters
         self.memories = nn.ModuleDict(memories)
         if memories and self.sampler.gather:
             raise ValueError("gather must be off with a memory, which all processes fill and share")
@@ -87,15 +91,15 @@ class MultiScaleContrast(nn.Module):
         Args:
             embeddings: (N, D, h, w) by scale, one D for all; they are normalised here. Other names are passed over.
             labels: (N, H, W), integers.
-            iteration: iterations done, from 0; drives the warm-up alone.
+            iteration: iterations done, from 0; drives warm-up and decay alone.
             logits: (N, K, H', W'), of the segmentation; memories alone need them.
 
         Returns:
             Weighted scalar losses "loss_contrast_s" and "loss_contrast_s_t".
 
         Raises:
-            ValueError: a scale is missing, shapes do not fit, anchors are not finite, or the warm-up lacks its
-                iteration, or a memory the logits.
+            ValueError: a scale is missing, shapes do not fit, anchors are not finite, the iteration
+                is missing, or a memory lacks the logits.
         """
         self.check_names("embeddings", embeddings)
         sets = {scale: self.draw(scale, embeddings[scale], labels, logits=logits) for scale in self.scales}
@@ -137,10 +141,10 @@ class MultiScaleContrast(nn.Module):
             As forward.
 
         Raises:
-            ValueError: a scale is missing, anchors are not sound, or the warm-up lacks its iteration.
+            ValueError: a scale is missing, anchors are not sound, or the iteration is missing.
         """
         self.check_names("anchor_sets", anchor_sets)
-        warmup = self._warmup(iteration)
+        factor = self.schedule(iteration)
         sets = {}
         for scale in self.scales:
             vectors, labels = anchor_sets[scale]
@@ -153,10 +157,10 @@ class MultiScaleContrast(nn.Module):
                 loss = self._memory(scale).contrast(sets[scale], self.temperature)
             else:
                 loss = info_nce(sets[scale], None, self.temperature)
-            losses[f"loss_contrast_{scale}"] = warmup * self.ms_weight * weight * loss
+            losses[f"loss_contrast_{scale}"] = factor * self.ms_weight * weight * loss
         for (scale, other), weight in self.pairs.items():
             loss = info_nce(sets[scale], sets[other], self.temperature)
-            losses[f"loss_contrast_{scale}_{other}"] = warmup * self.cs_weight * weight * loss
+            losses[f"loss_contrast_{scale}_{other}"] = factor * self.cs_weight * weight * loss
         return losses
 
     def check_names(self, what: str, named: Mapping[str, object]) -> None:
@@ -168,9 +172,18 @@ class MultiScaleContrast(nn.Module):
     def _memory(self, scale: str) -> ContrastMemory:
         return cast(ContrastMemory, self.memories[scale])
 
-    def _warmup(self, iteration: int | None) -> float:
-        if not self.warmup_iters:
-            return 1.0
-        if iteration is None:
-            raise ValueError(f"warmup_iters is {self.warmup_iters}: forward needs the iteration")
-        return min(1.0, iteration / self.warmup_iters)
+    def schedule(self, iteration: int | None) -> float:
+        """The factor of both weights, from 0 to 1, by warm-up and decay.
+
+        Raises:
+            ValueError: there is one of them, and no iteration.
+        """
+        factor = 1.0
+        for name, count in (("warmup_iters", self.warmup_iters), ("decay_iters", self.decay_iters)):
+            if count and iteration is None:
+                raise ValueError(f"{name} is {count}: forward needs the iteration")
+        if self.warmup_iters:
+            factor *= min(1.0, (iteration or 0) / self.warmup_iters)
+        if self.decay_iters:
+            factor *= max(0.0, 1.0 - (iteration or 0) / self.decay_iters)
+        return factor

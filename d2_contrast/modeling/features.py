@@ -38,6 +38,11 @@ def join_shapes(shapes: Mapping[str, ShapeSpec], names: Iterable[str], key: str)
     return joined
 
 
+def part_names(names: Iterable[str]) -> list[str]:
+    """The names of the maps of a backbone that these stand for, each once; "a+b" stands for two."""
+    return list(dict.fromkeys(part for name in names for part in name.split("+")))
+
+
 def join_features(features: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """The maps of these names; those of "a+b" are concatenated at the size of the first."""
     return {name: concat_at_finest([features[part] for part in name.split("+")]) for name in names}

@@ -21,13 +21,14 @@ from d2_contrast.contrast import (
     AverageMemory,
     ContrastiveBranch,
     ContrastMemory,
+    GradientBalance,
     MinedMemory,
     MultiScaleContrast,
     Projector,
     describe_anchors,
 )
 
-from .features import join_features, join_shapes, normalise_images, pad_batch, select_features
+from .features import join_features, join_shapes, normalise_images, pad_batch, part_names, select_features
 from .heads import SemSegHead, build_aux_head
 from .layers import allow_single_values, resize
 
@@ -48,14 +49,18 @@ class ContrastiveSegmentor(SemanticSegmentor):
         *,
         aux_head: nn.Module | None = None,
         contrast: ContrastiveBranch | None = None,
+        balance: GradientBalance | None = None,
         log_period: int = 20,
+        balance_log_period: int = 0,
         **kwargs,
     ):
         """
         Args:
             aux_head: a second segmentation head.
             contrast: the contrastive losses of feature maps.
+            balance: how the gradients of the contrastive losses join those of the heads; None for their sum.
             log_period: iterations between two logs of the anchors' statistics; 0 for none.
+            balance_log_period: iterations between two logs of the norms of both gradients; 0 for none.
             kwargs: see SemanticSegmentor.
 
         Raises:
@@ -70,7 +75,9 @@ class ContrastiveSegmentor(SemanticSegmentor):
             )
         self.aux_head = aux_head
         self.contrast = contrast
+        self.balance = balance
         self.log_period = log_period
+        self.balance_log_period = balance_log_period
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -88,7 +95,9 @@ class ContrastiveSegmentor(SemanticSegmentor):
             args["aux_head"] = build_aux_head(cfg, shapes)
         if cfg.MODEL.CONTRAST.ENABLED:
             args["contrast"] = build_contrast(cfg, shapes)
+            args["balance"] = build_balance(cfg)
             args["log_period"] = cfg.MODEL.CONTRAST.LOG_PERIOD
+            args["balance_log_period"] = cfg.MODEL.CONTRAST.BALANCE.LOG_PERIOD
         return args
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
@@ -109,6 +118,9 @@ class ContrastiveSegmentor(SemanticSegmentor):
         targets = pad_batch(
             self, [x["sem_seg"].to(self.device) for x in batched_inputs], self.sem_seg_head.ignore_value
         )
+        contrasted = features
+        if self.contrast is not None and self.balance is not None:
+            features, contrasted = self._split(self.balance, self.contrast.criterion, features)
         logits, losses = self.sem_seg_head(features, targets.tensor)
         if self.aux_head is not None:
             _, aux_losses = self.aux_head(features, targets.tensor)
@@ -116,7 +128,7 @@ class ContrastiveSegmentor(SemanticSegmentor):
                 name = "loss_aux_" + name.removeprefix("loss_")  # which the head itself may have, as OCRHead does
                 losses[name] = losses[name] + loss if name in losses else loss
         if self.contrast is not None:
-            losses.update(self._contrast(self.contrast, features, targets.tensor, logits))
+            losses.update(self._contrast(self.contrast, contrasted, targets.tensor, logits))
         return losses
 
     @torch.no_grad()
@@ -134,6 +146,19 @@ class ContrastiveSegmentor(SemanticSegmentor):
             {"sem_seg": sem_seg_postprocess(x, size, inputs.get("height", size[0]), inputs.get("width", size[1]))}
             for x, size, inputs in zip(logits, images.image_sizes, batched_inputs)
         ]
+
+    @torch.compiler.disable(recursive=False)  # reads the iteration and writes logs
+    def _split(
+        self, balance: GradientBalance, criterion: MultiScaleContrast, features: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        iteration = None
+        if has_event_storage():
+            storage = get_event_storage()
+            iteration = storage.iter
+            measured = balance.take_measured()  # in the backward pass before
+            storage.put_scalars(smoothing_hint=False, **{f"gradient/{name}": x for name, x in measured.items()})
+            balance.measure = bool(self.balance_log_period) and iteration % self.balance_log_period == 0
+        return balance.split(features, part_names(criterion.scales), criterion.schedule(iteration))
 
     @torch.compiler.disable(recursive=False)  # reads the iteration and writes logs; what it calls may be compiled
     def _contrast(
@@ -199,12 +224,34 @@ def build_contrast(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> Contrastive
             cs_weight=contrast.LOSS_WEIGHT_CROSS_SCALE,
             temperature=contrast.TEMPERATURE,
             warmup_iters=contrast.WARMUP_ITERS,
+            decay_iters=contrast.DECAY_ITERS,
             memories=_build_memories(cfg),
         )
         return ContrastiveBranch(projectors, criterion, contrast.PROJECT)
     except ValueError as error:
         argument, _, problem = str(error).partition(" ")
         raise ValueError(f"MODEL.CONTRAST.{_KEYS.get(argument, argument.upper())} {problem}") from error
+
+
+def build_balance(cfg: CfgNode) -> GradientBalance | None:
+    """Build what ``cfg.MODEL.CONTRAST.BALANCE`` describes, None if it asks for nothing.
+
+    Raises:
+        ValueError: a key is out of range, or no head reads a map that is contrasted.
+    """
+    balance = cfg.MODEL.CONTRAST.BALANCE
+    if not (balance.SHARE or balance.REMOVE_CONFLICT or balance.LOG_PERIOD):
+        return None
+    read = [*cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES, *(cfg.MODEL.AUX_HEAD.IN_FEATURES if cfg.MODEL.AUX_HEAD.NAME else [])]
+    if not set(read) & set(part_names(cfg.MODEL.CONTRAST.IN_FEATURES)):
+        raise ValueError(
+            "MODEL.CONTRAST.BALANCE compares gradients at maps that a head reads as well, but "
+            f"MODEL.CONTRAST.IN_FEATURES has none of {read}: contrast maps of the head, or leave BALANCE as it is"
+        )
+    try:
+        return GradientBalance(balance.SHARE, balance.REMOVE_CONFLICT)
+    except ValueError as error:
+        raise ValueError(f"MODEL.CONTRAST.BALANCE.{str(error).replace('share', 'SHARE', 1)}") from error
 
 
 def _build_memories(cfg: CfgNode) -> dict[str, ContrastMemory]:
