@@ -140,8 +140,8 @@ def _add_contrast(cfg: CN) -> None:
     cfg.MODEL.CONTRAST.WARMUP_ITERS = 0
     # Both weights fall linearly to 0 at this iteration; 0: never.
     cfg.MODEL.CONTRAST.DECAY_ITERS = 0
-    # BALANCE: how the gradients of these losses join those of the heads at the maps of IN_FEATURES, of which a head has
-    # to read one or more.
+    # BALANCE: how the gradients of these losses join those of the heads at the maps of IN_FEATURES, of which the head
+    # itself has to read one or more.
     cfg.MODEL.CONTRAST.BALANCE = CN()
     # Scale the gradient of these losses so that its norm is this share of that of the pixel losses, in every step: the
     # weights above then matter among the terms, and for the projectors, alone. 0: leave it as the weights make it.

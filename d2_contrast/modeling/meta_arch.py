@@ -237,15 +237,15 @@ def build_balance(cfg: CfgNode) -> GradientBalance | None:
     """Build what ``cfg.MODEL.CONTRAST.BALANCE`` describes, None if it asks for nothing.
 
     Raises:
-        ValueError: a key is out of range, or no head reads a map that is contrasted.
+        ValueError: a key is out of range, or the head reads no map that is contrasted.
     """
     balance = cfg.MODEL.CONTRAST.BALANCE
     if not (balance.SHARE or balance.REMOVE_CONFLICT or balance.LOG_PERIOD):
         return None
-    read = [*cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES, *(cfg.MODEL.AUX_HEAD.IN_FEATURES if cfg.MODEL.AUX_HEAD.NAME else [])]
+    read = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
     if not set(read) & set(part_names(cfg.MODEL.CONTRAST.IN_FEATURES)):
         raise ValueError(
-            "MODEL.CONTRAST.BALANCE compares gradients at maps that a head reads as well, but "
+            "MODEL.CONTRAST.BALANCE compares gradients at maps that the head reads as well, but "
             f"MODEL.CONTRAST.IN_FEATURES has none of {read}: contrast maps of the head, or leave BALANCE as it is"
         )
     try:

@@ -209,6 +209,62 @@ def test_what_a_memory_does_not_go_with():
         small_model("shapes/fpn_r18_contrast.yaml", MODEL__CONTRAST__MEMORY__METHOD="pixels")
 
 
+PYRAMID = "ade20k/uper_swin_t_contrast_bs16_160k.yaml"
+
+
+def gradients_of(iteration=0, **options):
+    """Gradients of the backbone and of all else, for the same batch and draws."""
+    model = small_model(PYRAMID, MODEL__SEM_SEG_HEAD__DROPOUT=0.0, MODEL__AUX_HEAD__DROPOUT=0.0, **options)
+    torch.manual_seed(0)
+    with EventStorage(iteration):
+        losses = model(make_batch((64, 64), (64, 96)))
+        sum(losses.values()).backward()
+    parts = {True: {}, False: {}}
+    for name, p in model.named_parameters():
+        parts[name.startswith("backbone.")][name] = p.grad
+    return parts[True], parts[False]
+
+
+def test_balance_without_a_rule_changes_nothing():
+    """Bit for bit."""
+    for ours, plain in zip(gradients_of(MODEL__CONTRAST__BALANCE__LOG_PERIOD=1), gradients_of()):
+        assert ours.keys() == plain.keys() and all(torch.equal(ours[name], plain[name]) for name in plain)
+
+
+def test_balance_sets_the_share_of_the_contrastive_losses():
+    """Their weights do not matter for the backbone, warm-up and decay do; nothing changes behind the maps."""
+    rule = {"MODEL__CONTRAST__BALANCE__SHARE": 0.5}
+    weights = {"MODEL__CONTRAST__LOSS_WEIGHT_MULTI_SCALE": 10.0, "MODEL__CONTRAST__LOSS_WEIGHT_CROSS_SCALE": 10.0}
+    backbone, rest = gradients_of(**rule)
+    torch.testing.assert_close(gradients_of(**rule, **weights)[0], backbone, rtol=1e-3, atol=1e-5)
+    plain_backbone, plain_rest = gradients_of()
+    torch.testing.assert_close(rest, plain_rest)
+    assert not torch.allclose(*(torch.cat([g.flatten() for g in part.values()]) for part in (backbone, plain_backbone)))
+    alone = gradients_of(MODEL__CONTRAST__ENABLED=False)[0]
+    for schedule, iteration in ((dict(MODEL__CONTRAST__WARMUP_ITERS=9), 0), (dict(MODEL__CONTRAST__DECAY_ITERS=9), 9)):
+        torch.testing.assert_close(gradients_of(iteration, **rule, **schedule)[0], alone, rtol=1e-4, atol=1e-7)
+
+
+def test_gradients_are_logged_at_their_period():
+    model = small_model(PYRAMID, MODEL__CONTRAST__BALANCE__LOG_PERIOD=2)
+    batch, logged = make_batch((64, 64), (64, 64)), []
+    with EventStorage() as storage:
+        for _ in range(4):
+            sum(model(batch).values()).backward()
+            names = {name for name, (_, i) in storage.latest().items() if i == storage.iter}
+            logged.append({name.removeprefix("gradient/") for name in names if name.startswith("gradient/")})
+            storage.step()
+    all_of_them = {"segmentation_norm", "contrast_norm", "ratio", "cosine"}
+    assert logged == [set(), all_of_them, set(), all_of_them]  # each in the step after
+
+
+def test_balances_that_are_refused():
+    with pytest.raises(ValueError, match=r"MODEL.CONTRAST.BALANCE compares .*IN_FEATURES has none of \['p2', 'p3'"):
+        small_model(UPER, MODEL__CONTRAST__BALANCE__SHARE=0.1)
+    with pytest.raises(ValueError, match="MODEL.CONTRAST.BALANCE.SHARE must be at least 0, got -1.0"):
+        small_model(PYRAMID, MODEL__CONTRAST__BALANCE__SHARE=-1.0)
+
+
 def test_concatenated_maps():
     """As one scale, with the channels of all and the size of the first."""
     one = {
