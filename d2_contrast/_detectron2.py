@@ -1,4 +1,4 @@
-"""Imported first by whatever needs Detectron2, to say how to get it where it is missing or too old."""
+"""Imported first by modules that need Detectron2: says how to get it if it is missing or too old."""
 
 import inspect
 
@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
 
 
 def find_missing() -> list[str]:
-    """What this project needs and the installed Detectron2 lacks. Its number says nothing: 0.6 since 2021."""
+    """What this project needs and the installed Detectron2 lacks. Its version does not tell: 0.6 since 2021."""
     from detectron2 import modeling, solver
 
     needed = {

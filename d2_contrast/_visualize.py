@@ -1,4 +1,4 @@
-"""Imported first by what draws pictures or measures features, to name the extra where its packages are missing."""
+"""Imported first by modules that draw pictures or measure features: names the extra if its packages are missing."""
 
 from .extras import import_extra
 

@@ -1,4 +1,4 @@
-"""What a maintainer needs to know of a machine; `python -m d2_contrast.env` prints it for the report of an issue."""
+"""What a maintainer needs to know of a machine; ``python -m d2_contrast.env`` prints it for the report of an issue."""
 
 import os
 import platform

@@ -12,7 +12,7 @@ PARTIAL = ".partial"  # ends the name of a file that is being written
 def write_whole(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """Open a file that takes its place under ``path`` only when it is complete and on the disk.
 
-    Whatever goes wrong, or whoever kills the process: what was there before stays there. Several processes may write
+    If writing fails or the process is killed, the old file stays as it was. Several processes may write
     the same file: the last one has it.
 
     Args:

@@ -12,6 +12,7 @@ from .errors import in_plain_words
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run the step of a dump again."""
     parser = argparse.ArgumentParser(
         "python -m d2_contrast.replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -112,6 +112,7 @@ def repackage(carrier: Path, folder: Path) -> Path:
 
     Returns:
         Path of the new wheel. Equal input gives an equal file.
+
     Raises:
         InstallError: ``carrier`` holds no Detectron2, or a reference to the carrying package survives the renaming.
     """

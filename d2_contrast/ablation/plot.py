@@ -9,7 +9,9 @@ from .table import Table
 
 
 def draw_differences(tables: Sequence[Table]) -> Figure | None:
-    """Draw mean difference and 95 % interval of each row, with those of the seeds; a panel for each dataset and metric.
+    """Draw the mean difference of each row with its 95 % interval, and the differences of its seeds.
+
+    There is a panel for each dataset and metric.
 
     Returns:
         None if no row can be compared with its baseline yet.

@@ -1,4 +1,4 @@
-"""Saying what happens: one calm line on a terminal, now and then a line in a log."""
+"""Progress of an ablation: one line that is updated on a terminal, a line from time to time in a log."""
 
 import shutil
 import time
@@ -10,7 +10,7 @@ LOG_SECONDS = 600.0
 
 
 class Progress:
-    """Writes events, which stay, and the state of things, which is replaced on a terminal and rare elsewhere."""
+    """Writes events, which stay, and the current state, which is replaced on a terminal and rare in a log."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -24,7 +24,7 @@ class Progress:
         self._redraw()
 
     def update(self, state: Callable[[], str]) -> None:
-        """Write the state if it is time to; it is asked for only then."""
+        """Write the state if it is time to. ``state`` is called only then."""
         if time.monotonic() < self._next:
             return
         if self.is_terminal:

@@ -1,4 +1,4 @@
-"""What a run leaves: its folder while it trains, and one small JSON file once it is finished."""
+"""Files of a run: its folder while it trains, and one small JSON file once it is finished."""
 
 import json
 import math
@@ -23,11 +23,11 @@ Records = dict[tuple[str, int], dict]
 
 @dataclass(frozen=True)
 class Store:
-    """Where runs are. What counts is the end of a name, seed and hash: a row that gets another name keeps its runs.
+    """Where runs are. They are found by the end of their name, seed and hash: a renamed row keeps its runs.
 
     Attributes:
-        output: has a folder for each run.
-        results: has a JSON file for each finished run, named like its folder.
+        output: folder with a folder for each run.
+        results: folder with a JSON file for each finished run, named like its folder.
     """
 
     output: Path
@@ -51,9 +51,9 @@ class Store:
     def collect(self, spec: Spec) -> tuple[Records, list[str]]:
         """Records of all finished runs of a spec, and remarks on those that have other settings than it says now.
 
-        The latter are left out; runs of different settings are never mixed. Only if no run has the spec's own settings,
-        and all deviate from them in the same way, they are taken: so a table can be made from files alone, although
-        weights had another path, or a config has changed since.
+        The latter are left out: runs of different settings are never mixed. There is one exception. If no run has the
+        spec's own settings and all deviate from them in the same way, they are taken. So a table can be made from
+        files alone, although weights had another path or a config has changed since.
         """
         records = {(run.row.name, run.seed): record for run in spec.runs if (record := self.record(spec.name, run))}
         rows = {row.name: row for row in spec.rows}
@@ -86,9 +86,9 @@ def _changes(then: Mapping[str, object], now: Mapping[str, object]) -> str:
 
 
 def final_results(folder: Path, run: Run) -> dict[str, dict[str, float | None]] | None:
-    """What the evaluation after the last iteration gave, {dataset: {metric: percent}}; None if it is not done.
+    """Results of the evaluation after the last iteration, {dataset: {metric: percent}}; None if there are none yet.
 
-    It is read from metrics.json, which alone tells it from evaluations on the way and later ones.
+    They are read from metrics.json: only there do they differ from earlier and later evaluations.
     """
     path = folder / "metrics.json"
     if not path.is_file():
@@ -125,7 +125,7 @@ def describe(folder: Path, spec_name: str, run: Run, results: Mapping[str, Mappi
         "settings": dict(row.settings),
         "iterations": row.iterations,
         "results": results,
-        # Medians over 20 iterations, of which this is the median.
+        # Detectron2 logs medians over 20 iterations; this is the median of these.
         "seconds_per_iteration": None if seconds is None else round(statistics.median(seconds[1].tolist()), 5),
         "peak_memory_mb": {"process": attempt.get("peak_memory_mb"), "gpu": _peak_gpu_memory_mb(log)},
         "attempts": attempt.get("number", 1),
@@ -138,7 +138,7 @@ def read_record(path: Path) -> dict:
     """Read a record.
 
     Raises:
-        AblationError: the file holds none.
+        AblationError: the file holds no record.
     """
     try:
         record = json.loads(path.read_text("utf-8"))
@@ -150,7 +150,7 @@ def read_record(path: Path) -> dict:
 
 
 def read_attempt(folder: Path) -> dict:
-    """What is known of the last attempt at a run: machine, number, process, exit code; {} if there was none."""
+    """The last attempt at a run: machine, number, process, exit code; {} if there was none."""
     try:
         return json.loads((folder / ATTEMPT_FILE).read_text())
     except FileNotFoundError:
@@ -158,7 +158,7 @@ def read_attempt(folder: Path) -> dict:
 
 
 def _peak_gpu_memory_mb(log: str) -> float | None:
-    """By torch's allocator, on the first GPU of the run; Detectron2 logs it in MiB. None without a GPU."""
+    """Peak memory of torch's allocator on the first GPU, from Detectron2's log in MiB; None without a GPU."""
     peaks = [int(x) for x in re.findall(r"max_mem: (\d+)M", log)]
     return round(max(peaks) * 2**20 / 1e6, 1) if peaks else None
 

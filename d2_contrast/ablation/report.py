@@ -1,4 +1,4 @@
-"""What is said of an ablation as a whole: the plan before it, the table after it."""
+"""Reports on an ablation: the plan before it, the table after it."""
 
 from collections import Counter
 from pathlib import Path
@@ -61,7 +61,7 @@ def _state(spec: Spec, store: Store, run: Run) -> str:
 
 
 def write_tables(spec: Spec, store: Store, plot: bool = False) -> tuple[str, list[Path]]:
-    """Collect what is finished and write it as Markdown, CSV, LaTeX and, with ``plot``, as a picture.
+    """Collect the finished runs and write Markdown, CSV, LaTeX and, with ``plot``, a picture.
 
     Returns:
         The page of Markdown, and the paths of the files.

@@ -1,4 +1,4 @@
-"""Runs as processes: started, watched, resumed, stopped; shared with other processes through claims on folders."""
+"""Runs as processes: started, watched, resumed, stopped. Claims on folders keep several runners apart."""
 
 import ctypes
 import fcntl
@@ -27,9 +27,9 @@ from .records import ATTEMPT_FILE, Store, read_attempt
 from .spec import Row, Run
 
 POLL_SECONDS = 0.2
-# How often a run is looked at that another process trains.
+# How often to look at a run that another process trains.
 CLAIM_SECONDS = 5.0
-# How long a run may take to end when it is asked to, before it is killed.
+# A run that is asked to end is killed after this time.
 STOP_SECONDS = 60.0
 # Loaded before any fork.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -44,9 +44,9 @@ class Slot:
     """Where one run at a time takes place.
 
     Attributes:
-        threads: of each of its processes.
-        processes: of the run; with GPUs one for each.
-        gpus: what CUDA_VISIBLE_DEVICES becomes; None leaves it as it is.
+        threads: number of threads of each process.
+        processes: number of processes; with GPUs, one for each.
+        gpus: value of CUDA_VISIBLE_DEVICES; None leaves it as it is.
     """
 
     threads: int
@@ -76,7 +76,7 @@ class Claim:
 
     @classmethod
     def take(cls, folder: Path) -> "Claim | None":
-        """Claim a folder, which is made if need be; None if another process has it."""
+        """Claim a folder and make it if it is missing; None if another process has it."""
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / CLAIM_FILE, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -93,7 +93,7 @@ class Claim:
 
 
 def claimed_by(folder: Path) -> str | None:
-    """Who trains in a folder, as "host, process 123"; None if nobody does."""
+    """The process that trains in a folder, as "host, process 123"; None if there is none."""
     path = folder / CLAIM_FILE
     if not path.is_file():
         return None
@@ -148,7 +148,7 @@ class _Job:
         return "testing" if done >= 1 else f"{done:.0%}"
 
     def look(self, folder: Path) -> None:
-        """Read how far it is; what an earlier attempt has written does not count."""
+        """Read how far the run is. Lines of an earlier attempt do not count."""
         try:
             if (folder / "metrics.json").stat().st_size > self.metrics_size:
                 self.last = last_step(folder)
@@ -158,7 +158,7 @@ class _Job:
 
 
 class Runner:
-    """Trains what is not finished, in as many slots as there are.
+    """Trains the runs that are not finished, one in each slot at a time.
 
     Attributes:
         failures: runs that failed.
@@ -294,7 +294,7 @@ class Runner:
         self.progress.event(f"{run.name}: started{resumed}")
 
     def _reap(self) -> None:
-        """Take leave of the jobs that have ended."""
+        """Collect the jobs that have ended."""
         for job in list(self.jobs):
             pid, status, usage = os.wait4(job.process.pid, os.WNOHANG)
             if pid:
@@ -362,7 +362,7 @@ class Runner:
         self.progress.update(self._state)
 
     def _state(self) -> str:
-        """One line: how much is done, what is running, how long all will take."""
+        """One line: how much is done, what is running, how much time is left."""
         parts = [f"{self.finished}/{len(self.runs)} finished"]
         if self.failures:
             parts.append(f"{len(self.failures)} failed")
@@ -398,7 +398,7 @@ class Runner:
 
 
 def _end_with_parent() -> None:
-    """In a new process: be sent SIGTERM when the process that started it ends, in whatever way."""
+    """In a new process: ask the kernel for SIGTERM when the process that started it ends."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -27,7 +27,7 @@ from ..evaluation import summarize_confusion
 
 SPEC_KEYS = ("seeds", "baseline", "metrics", "output", "overrides", "axes", "rows")
 ROW_KEYS = ("name", "config", "overrides", "axes", "baseline")
-# Keys that say where to write, how often to look and how fast to compute, but not what is trained and tested.
+# Keys that change where files go, what is logged or how fast a run is, but not its result.
 WITHOUT_INFLUENCE = (
     "OUTPUT_DIR",
     "SEED",  # part of a run's name by itself
@@ -48,7 +48,7 @@ WITHOUT_INFLUENCE = (
 
 
 class AblationError(ValueError):
-    """What was given cannot be run or collected; the message says where it is wrong and what was expected."""
+    """A spec, a config or a record is wrong; the message says where, and what was expected."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +60,9 @@ class Row:
         baseline: name of the row that it is compared with, or None.
         config: the config file.
         overrides: values by dotted key, those for all rows included.
-        settings: values by dotted key that make the result: what differs from the defaults, see `settings_of`.
-        iterations: of a run.
-        datasets: on which its runs are tested.
+        settings: values by dotted key that determine the result, see ``settings_of``.
+        iterations: length of a run.
+        datasets: names of the datasets on which its runs are tested.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of its folder: readable, and another one as soon as a setting is another."""
+        """Name of its folder: readable, and different for different settings."""
         return re.sub(r"[^\w.+-]+", "-", self.row.name).strip("-.")[:60] + self.identity
 
     @property
@@ -190,7 +190,7 @@ def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
 
 
 def settings_of(cfg: CfgNode) -> dict[str, object]:
-    """What distinguishes a config from the defaults, by dotted key, but for the keys ``WITHOUT_INFLUENCE``.
+    """The values of a config that differ from the defaults, by dotted key, without the keys ``WITHOUT_INFLUENCE``.
 
     A key that a later version adds therefore changes nothing as long as it has its default.
     """
@@ -212,7 +212,7 @@ def as_options(overrides: Mapping[str, object]) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, of which yaml would silently take the last."""
+    """Refuses a mapping with a repeated key; yaml itself would silently take the last value."""
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]

@@ -1,4 +1,4 @@
-"""What a few runs with equal seeds say: means, spreads and paired differences."""
+"""Statistics of a few runs: means, spreads and paired differences over seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -18,9 +18,9 @@ class Line:
     """A row of the spec on one dataset.
 
     Attributes:
-        row: its name.
+        row: name of the row.
         baseline: name of the row that it is compared with, or None.
-        finished: number of its runs that are.
+        finished: number of finished runs.
         scores: {metric: {seed: percent}}.
         differences: {metric: difference to the baseline, or None}.
         seconds: for one iteration, median of the runs, or None.

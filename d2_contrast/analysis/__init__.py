@@ -1,4 +1,4 @@
-"""What trained runs are worth: their features measured, two runs side by side."""
+"""Analysis of trained runs: measures of their features, and two runs side by side."""
 
 from .. import _detectron2, _visualize  # noqa: F401 (a check, so it comes first)
 from .comparison import check_comparable, compare_runs, summary, write_comparison

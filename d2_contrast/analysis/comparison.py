@@ -45,12 +45,12 @@ class Comparison:
     """A baseline and a run that is compared with it, on one dataset.
 
     Attributes:
-        runs: the two.
+        runs: the baseline and the other run.
         images: number of labelled images.
         results: metrics of each in percent, by name of the run, see :func:`..evaluation.summarize_confusion`.
-        shares: of the labelled pixels, percent, by class.
-        samples: the images on which their predictions differ most, most first.
-        features: of both.
+        shares: percentage of the labelled pixels, by class.
+        samples: the images on which their predictions differ most, the largest difference first.
+        features: measures of the feature maps of both.
     """
 
     runs: tuple[TrainedRun, TrainedRun]
@@ -65,7 +65,7 @@ def check_comparable(baseline: TrainedRun, run: TrainedRun, dataset: str) -> Non
     """Check that two networks learned the classes of a dataset and are evaluated alike.
 
     Raises:
-        ValueError: they do not; in one sentence.
+        ValueError: they did not, or their evaluations differ.
     """
     for each in (baseline, run):
         cfg = each.cfg_for(dataset)
@@ -237,7 +237,7 @@ def _views(cfg: CfgNode) -> dict[str, object]:
 
 
 def _settings(runs: Sequence[TrainedRun]) -> dict[str, list]:
-    """Config keys, but for the folder, in which two runs differ, with both values."""
+    """Config keys in which two runs differ, with both values; the folder is left out."""
     first, second = (flatten(run.cfg) for run in runs)
     return {
         key: [first.get(key), second.get(key)]

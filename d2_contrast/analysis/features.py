@@ -1,4 +1,4 @@
-"""The features of trained runs, measured and drawn side by side."""
+"""Measures and pictures of the features of trained runs, side by side."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from .runs import TrainedRun
 
 logger = logging.getLogger(__name__)
 
-# Images that are measured, at most: evenly spread over the dataset.
+# At most this many images are measured, evenly spread over the dataset.
 MAX_IMAGES = 200
 
 # Measures of a map, and of two maps together, with their names in tables.
@@ -37,8 +37,8 @@ SCALE_MEASURES = {
     "neighbour_accuracy": f"accuracy of {NEIGHBOURS} nearest neighbours on the finer map ↑",
 }
 NOTES = """\
-↑: larger is better; ↓: smaller is better; -: not to be had from these images. Accuracies are shares of 1, the mean over
-classes; ± is the standard deviation over draws of the labelled images."""
+↑: larger is better; ↓: smaller is better; -: cannot be measured on these images. Accuracies are shares of 1, the
+mean over classes; ± is the standard deviation over draws of the labelled images."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class FeatureAnalysis:
         dataset: name of the dataset.
         strides: of the maps, by name.
         raw: vectors of the maps themselves, by run and map.
-        projected: of the maps after their projectors, by run and map; of runs that have projectors.
+        projected: vectors after the projectors, by run and map, for runs that have projectors.
         measures: all figures, see :func:`measures_of`, by run.
     """
 
@@ -68,7 +68,7 @@ def analyze_features(
     Args:
         runs: at least one.
         dataset: a registered dataset.
-        dataset_dicts: its labelled images, at least one; of many, MAX_IMAGES are taken.
+        dataset_dicts: its labelled images, at least one. At most MAX_IMAGES of them are used.
         maps: names of feature maps; None for those that the runs contrast, or would contrast.
 
     Raises:
@@ -106,12 +106,12 @@ def measures_of(maps: Mapping[str, LabelledVectors]) -> dict[str, dict]:
 
 
 def common_maps(runs: Sequence[TrainedRun], maps: Sequence[str] | None = None) -> dict[str, int]:
-    """The feature maps on which runs are set side by side, with their strides.
+    """The feature maps on which runs are compared, with their strides.
 
     Args:
         runs: at least one.
-        maps: names; None for all that a run with contrastive losses contrasts, if there is such a run, or else those
-            that the runs would contrast; of them those that every network has.
+        maps: names. None: the maps that a run with contrastive losses contrasts, or, if no run has these losses, the
+            maps that they would contrast; maps that a network lacks are left out.
 
     Raises:
         ValueError: a network has no such map, or maps of a name differ in stride.
@@ -155,12 +155,12 @@ def features_markdown(analysis: FeatureAnalysis) -> str:
 
 
 def draw_features(analysis: FeatureAnalysis, points: int, output: Path) -> list[Path]:
-    """Draw t-SNE maps, ``tsne.png`` with a column for each run, and ``joint.png`` with all scales of a run in one map.
+    """Draw t-SNE maps: ``tsne.png`` with a row for each run, ``joint.png`` with all scales of a run in one map.
 
     Args:
         analysis: what to draw.
-        points: largest number of vectors in a map of ``tsne.png``, and, about, of all scales in one of ``joint.png``;
-            0 for no pictures.
+        points: largest number of vectors in a map of ``tsne.png``, and about the number of those of all scales in
+            a map of ``joint.png``; 0 for no pictures.
         output: folder for the pictures.
     """
     if not points:
@@ -169,7 +169,7 @@ def draw_features(analysis: FeatureAnalysis, points: int, output: Path) -> list[
     names, colors = metadata.stuff_classes, class_colors(metadata)
     logger.info("Drawing t-SNE maps")
     titles = _map_titles(analysis)
-    columns = {
+    networks = {
         run: {titles[name]: balance(vectors, points) for name, vectors in maps.items()}
         for run, maps in analysis.raw.items()
     }
@@ -181,7 +181,7 @@ def draw_features(analysis: FeatureAnalysis, points: int, output: Path) -> list[
         for run, figures in analysis.measures.items()
     }
     title = f"Feature maps on {analysis.dataset} by t-SNE, before any projector: same positions, coloured by class"
-    files = [save(draw_embeddings(columns, names, colors, title, notes), str(output / "tsne.png"))]
+    files = [save(draw_embeddings(networks, names, colors, title, notes), str(output / "tsne.png"))]
 
     panels = {f"{run}, before any projector": maps for run, maps in analysis.raw.items()}
     panels |= {f"{run}, after the projectors": maps for run, maps in analysis.projected.items()}
@@ -210,7 +210,7 @@ def features_json(analysis: FeatureAnalysis) -> dict:
 
 
 def _by_run_and_stage(analysis: FeatureAnalysis) -> list[tuple[str, Mapping]]:
-    """Who is measured, in words, and its measures."""
+    """What was measured, in words, and its measures."""
     suffix = {"raw": "", "projected": ", projected"}
     return [(run + suffix[stage], m) for run, stages in analysis.measures.items() for stage, m in stages.items()]
 

@@ -24,7 +24,7 @@ class TrainedRun:
     """A run with its network.
 
     Attributes:
-        name: of its folder, with as many parent folders as tell it from others that were loaded with it, or as given.
+        name: as given, or the name of its folder, with parent folders where these are needed to tell runs apart.
         folder: what train_net.py had as OUTPUT_DIR.
         cfg: its config.
         weights: the checkpoint that was loaded.
@@ -154,7 +154,7 @@ def _last_checkpoint(folder: Path) -> Path:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The ends of paths, as short as they tell them apart."""
+    """The ends of paths, just long enough to tell them apart."""
     parts = [path.resolve().parts for path in paths]
     for i, path in enumerate(paths):
         if parts[i] in parts[:i]:

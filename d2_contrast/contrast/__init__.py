@@ -12,11 +12,11 @@ The words, from a feature map to a loss:
     score       similarity of two anchors over the temperature; those of two sets form the score matrix
     tile, band  a part of the score matrix that is computed at once; a band has all its columns
 
-`ContrastiveBranch` does all of it for the maps of a network. Its parts stand alone as well: `Projector` makes
-embeddings from maps, `AnchorSampler` draws anchor sets from embeddings, `MultiScaleContrast` computes the losses from
-either, and `supervised_info_nce` is the loss of one or two sets. A `ContrastMemory` keeps vectors of earlier batches to
-contrast with, as the methods do that the paper compares with. `GradientBalance` says how the gradients of these losses
-join others at the maps.
+``ContrastiveBranch`` does all of it for the maps of a network. Its parts stand alone as well: ``Projector`` makes
+embeddings from maps, ``AnchorSampler`` draws anchor sets from embeddings, ``MultiScaleContrast`` computes the losses
+from either, and ``supervised_info_nce`` is the loss of one or two sets. A ``ContrastMemory`` keeps vectors of earlier
+batches to contrast with, as the methods do that the paper compares with. ``GradientBalance`` says how the gradients of
+these losses join others at the maps.
 """
 
 from .anchor_set import AnchorSet

@@ -72,10 +72,10 @@ class ContrastiveBranch(nn.Module):
             features: (N, C, h, w) by scale; other names are passed over.
             labels: (N, H, W), integer class ids.
             iteration: iterations done, from 0; drives warm-up and decay alone.
-            logits: (N, K, H', W'), of the segmentation, if `needs_logits`.
+            logits: (N, K, H', W'), of the segmentation, if ``needs_logits``.
 
         Returns:
-            Weighted scalar losses by name, see `MultiScaleContrast`.
+            Weighted scalar losses by name, see ``MultiScaleContrast``.
 
         Raises:
             ValueError: a scale is missing, shapes do not fit, the iteration is missing, or a memory lacks the logits.
@@ -86,7 +86,7 @@ class ContrastiveBranch(nn.Module):
     def sample(
         self, features: Mapping[str, Tensor], labels: Tensor, logits: Tensor | None = None
     ) -> dict[str, AnchorSet]:
-        """The first half of forward: the anchors of each scale, for `losses` and, say, `describe_anchors`."""
+        """The first half of forward: the anchors of each scale, for ``losses`` and, say, ``describe_anchors``."""
         criterion = self.criterion
         criterion.check_names("features", features)
         if self.project == "dense":
@@ -103,7 +103,7 @@ class ContrastiveBranch(nn.Module):
 
     @eager
     def losses(self, anchor_sets: Mapping[str, AnchorSet], iteration: int | None = None) -> dict[str, Tensor]:
-        """The second half of forward: the losses of the anchors that `sample` gave."""
+        """The second half of forward: the losses of the anchors that ``sample`` gave."""
         return self.criterion.terms(anchor_sets, iteration, check=False)
 
     def embed(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -128,7 +128,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _add(x: Tensor | None, y: Tensor | None, factor: Tensor | None = None) -> Tensor | None:
-    """x + factor y."""
+    """The sum of x and factor times y; None stands for zeros, but for a factor of 1."""
     if y is None:
         return x
     if factor is not None:

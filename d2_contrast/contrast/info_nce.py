@@ -20,7 +20,7 @@ In the code:
     push            g_i; i is driven from its negative k with push times exp(s_ik)
 
 n_i and g_i are known once all scores of an anchor have been seen. The gradients therefore follow in the forward pass,
-and the backward pass multiplies them by a number. The scores are visited in one of two ways, see `score_tiles`.
+and the backward pass multiplies them by a number. The scores are visited in one of two ways, see ``score_tiles``.
 
 From one set to another, by bands of rows. A band holds all scores of its anchors, so that its share of the gradients
 follows in the same visit: three matrix products in all.
@@ -105,7 +105,7 @@ def supervised_info_nce(
 def info_nce(
     anchors: AnchorSet, contrast: AnchorSet | None, temperature: float, tiling: Tiling | None = None
 ) -> Tensor:
-    """`supervised_info_nce` of sets that are known to be sound; the tiling is that of their device unless given."""
+    """``supervised_info_nce`` of sets that are known to be sound; the tiling is that of their device unless given."""
     device = anchors.vectors.device
     out_dtype = torch.float64 if anchors.vectors.dtype == torch.float64 else torch.float32
     dtype = out_dtype if 1 / temperature <= _MAX_SCORE[out_dtype] else torch.float64

@@ -1,9 +1,9 @@
 """Memories: the methods that the paper compares with contrast anchors with vectors of earlier batches.
 
-`MinedMemory` is the pixel and region memory of Wang et al. (ICCV 2021), `AverageMemory` the region memory of Hu et al.
-(ICCV 2021). Both keep vectors in rings, one for each class, which are buffers: checkpoints hold them. All processes
-store what any of them has seen, in the order of ranks, so that their rings are equal. A batch is contrasted with the
-vectors of the batches before it, and stored afterwards.
+``MinedMemory`` is the pixel and region memory of Wang et al. (ICCV 2021), ``AverageMemory`` the region memory of Hu
+et al. (ICCV 2021). Both keep vectors in rings, one for each class, which are buffers: checkpoints hold them. All
+processes store what any of them has seen, in the order of ranks, so that their rings are equal. A batch is contrasted
+with the vectors of the batches before it, and stored afterwards.
 """
 
 from abc import ABC, abstractmethod
@@ -70,8 +70,8 @@ class ClassRings(nn.Module):
 class ContrastMemory(nn.Module, ABC):
     """A memory of one scale, in the place of the contrast within a batch.
 
-    `draw` makes the anchors of a batch, `contrast` their loss. In training mode the latter also stores what the batch
-    adds.
+    ``draw`` makes the anchors of a batch, ``contrast`` their loss. In training mode the latter also stores what the
+    batch adds.
     """
 
     def __init__(self, num_classes: int):
@@ -97,9 +97,9 @@ class ContrastMemory(nn.Module, ABC):
 
     @abstractmethod
     def contrast(self, anchors: AnchorSet, temperature: float) -> Tensor:
-        """The loss of anchors against what is stored, 0 as long as that is nothing; then store what `draw` saw.
+        """The loss of anchors against what is stored, 0 as long as that is nothing; then store what ``draw`` saw.
 
-        The terms are those of `supervised_info_nce`, with positives and negatives from the memory alone.
+        The terms are those of ``supervised_info_nce``, with positives and negatives from the memory alone.
         """
 
     def _predict(self, logits: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -239,7 +239,7 @@ class AverageMemory(ContrastMemory):
     """The memory of Hu et al.: an anchor is the mean vector of a class in an image, and so is each stored vector.
 
     In the mean a pixel that the segmentation gets right counts with 1 minus the probability that this gives to its
-    class, one that it gets wrong with 1. The loss is `supervised_info_nce` from the anchors to all that is stored.
+    class, one that it gets wrong with 1. The loss is ``supervised_info_nce`` from the anchors to all that is stored.
     """
 
     def __init__(self, num_classes: int, dim: int, size: int):

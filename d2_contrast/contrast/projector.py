@@ -58,8 +58,10 @@ class Projector(nn.Module):
 
 
 class _ChannelsLast(nn.Sequential):
-    """Layers on a map with channels last: there a 1x1 convolution is a plain matrix product, and an anchor lies in one
-    piece."""
+    """Layers on a map with channels last.
+
+    There a 1x1 convolution is a plain matrix product, and an anchor lies in one piece.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)

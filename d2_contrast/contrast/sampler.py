@@ -39,7 +39,7 @@ class AnchorSampler:
         min_per_group: groups with fewer positions are left out.
         ignore_label: label of positions that are never drawn.
         gather: draw from the batches of all processes as if they were one, and return the anchors of all to each (for
-            the gradients see `gather_rows`). The seed is drawn by the first process, from its generator.
+            the gradients see ``gather_rows``). The seed is drawn by the first process, from its generator.
 
     Raises:
         ValueError: an option is out of range.
@@ -103,7 +103,7 @@ class AnchorSampler:
         Args:
             labels: (P,), integers below 2^31 / number of images, class of each position, image after image.
             image_sizes: number of positions of each image; P in all.
-            generator: see `__call__`.
+            generator: see ``__call__``.
 
         Returns:
             (A,), indices of the chosen positions, sorted by class.

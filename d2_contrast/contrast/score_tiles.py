@@ -182,8 +182,10 @@ def for_each_anchor(values: Tensor, anchors: SortedSet) -> Tensor:
 
 
 def _class_of_each(anchors: SortedSet) -> Tensor:
-    """The class of each anchor, as floating point: comparing these into floating-point masks is several times faster
-    on CPUs."""
+    """The class of each anchor, as floating point.
+
+    Comparing these into floating-point masks is several times faster on CPUs.
+    """
     return for_each_anchor(torch.arange(len(anchors.counts), dtype=anchors.vectors.dtype), anchors)
 
 

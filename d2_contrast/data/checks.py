@@ -1,4 +1,4 @@
-"""What can be wrong with the files of a dataset, and with all of them together."""
+"""Checks of the files of a dataset, one by one and all together."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ from .files import read_image, read_raw_label
 from .labels import count_label
 from .metadata import get_ignore_label
 
-# Of several classes without a pixel, so many are named.
+# At most this many classes without a pixel are named.
 MAX_NAMED = 10
-# From this share on, ignored pixels are pointed at where several classes have no pixel; at one class, always.
+# Ignored pixels are mentioned from this share on if several classes have no pixel, and always if one class has none.
 LARGE_IGNORED_SHARE = 0.05
 
 

@@ -97,7 +97,7 @@ def _fingerprint(dataset_name: str, dataset_dicts: Sequence[dict]) -> str:
     """A hash that changes with the label files and with their meaning."""
     metadata = MetadataCatalog.get(dataset_name)
     files = [Path(sample["sem_seg_file_name"]) for sample in dataset_dicts]
-    # A missing file is an error of whoever reads it.
+    # A missing file is reported by the code that reads it.
     stats = [(str(f.absolute()), *((f.stat().st_size, f.stat().st_mtime_ns) if f.exists() else ())) for f in files]
     meaning = sorted(label_table(metadata).items()), get_ignore_label(metadata)
     return hashlib.sha256(json.dumps([stats, meaning]).encode()).hexdigest()[:16]

@@ -72,8 +72,8 @@ def detect_label_encoding(file_names: Sequence[str], encodings: Mapping[str, Enc
     """Find out which encoding label files have, from the values in some of them.
 
     Encodings are told apart by the values that they do not have (labels that start at 1 have no 255, for
-    example). Where several fit, the one listed first is taken. A file that cannot be read, or that fits none by
-    itself, says nothing about the others: it is an error for whoever reads it for its content.
+    example). Where several fit, the one listed first is taken. A file that cannot be read, or that
+    fits no encoding, is skipped here; reading its content later is an error.
 
     Args:
         file_names: label files of a dataset; at most ``max_files`` of them, evenly spread, are read.
@@ -119,7 +119,7 @@ def label_table(metadata: Metadata) -> Encoding:
     """The mapping ``{value in the file: train id}`` of a dataset, see the top of this module.
 
     Raises:
-        ValueError: it makes no sense, or the dataset has several encodings and was not loaded yet.
+        ValueError: it is invalid, or the dataset has several encodings and was not loaded yet.
     """
     check_encodings(metadata)
     encodings = metadata.get("label_encodings")

@@ -1,4 +1,4 @@
-"""What the metadata of a dataset must be, whoever wrote it."""
+"""Checks of the metadata of a dataset."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -36,7 +36,7 @@ def check_metadata(metadata: Metadata) -> None:
     """Check the entries that this project reads; the top of ``labels.py`` says what they are.
 
     Raises:
-        ValueError: one is missing or makes no sense; the message names dataset, entry and value.
+        ValueError: one is missing or invalid; the message names dataset, entry and value.
     """
     where = f"dataset {metadata.name!r}"
     names = metadata.get("stuff_classes")

@@ -1,4 +1,4 @@
-"""Work that goes on beside the network."""
+"""Work in a thread beside the network."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

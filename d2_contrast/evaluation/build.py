@@ -38,8 +38,8 @@ def cityscapes_sem_seg(dataset_name: str, output_dir: str) -> DatasetEvaluator:
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
     """Build the evaluator that the metadata of a dataset asks for by ``evaluator_type``.
 
-    A dataset of which no image has a label is not evaluated: its predictions are written for submission. Where the
-    evaluator needs an extra that is not installed, IoU is measured alone, with a warning.
+    A dataset without labels is not evaluated: its predictions are written for submission. If the evaluator needs an
+    extra that is not installed, only IoU is measured, with a warning.
 
     Args:
         cfg: the config, for ``OUTPUT_DIR``.
@@ -50,7 +50,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
         ValueError: there is no evaluator of that type.
     """
     output_dir = output_dir or evaluation_folder(cfg, dataset_name)
-    # Loaded before its metadata is looked at, which some datasets complete on loading.
+    # Loaded first: some datasets complete their metadata on loading.
     dicts = load_dicts(dataset_name)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if not any("sem_seg_file_name" in x for x in dicts):

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class CityscapesEvaluator(ConfusionEvaluator):
-    """Evaluate with the metrics of the Cityscapes benchmark besides those of :class:`ConfusionEvaluator`.
+    """Evaluate with the metrics of the Cityscapes benchmark in addition to those of :class:`ConfusionEvaluator`.
 
     Results, in percent, named as by Detectron2: "iIoU" (mean over the classes with instances), "IoU_sup" (mean over
     categories), "iIoU_sup" (mean over the categories with instances), each also alone as "iIoU-<class>",

@@ -29,7 +29,7 @@ RESULTS_FILE = "sem_seg_results.json"
 
 
 class ConfusionEvaluator(DatasetEvaluator):
-    """Evaluate a labelled dataset: IoU and accuracies, by class, by group of classes, and in the mean.
+    """Evaluate a labelled dataset: IoU and accuracies for each class and group, and their means.
 
     Everything is computed from one confusion matrix, summed over processes. It is kept in ``confusion`` and,
     on the main process, written with the results to ``output_dir`` (``confusion_matrix.npz`` with
@@ -49,7 +49,7 @@ class ConfusionEvaluator(DatasetEvaluator):
             distributed: sum over all processes; otherwise each process evaluates its own images.
 
         Raises:
-            ValueError: the metadata makes no sense, see :func:`d2_contrast.data.check_metadata`.
+            ValueError: the metadata is invalid, see :func:`d2_contrast.data.check_metadata`.
         """
         self.metadata = MetadataCatalog.get(dataset_name)
         check_metadata(self.metadata)

@@ -1,7 +1,7 @@
-"""What the feature maps of a network know about classes, measured without its head.
+"""How well the feature maps of a network separate classes, measured without its head.
 
-Every measure takes labelled vectors: a draw of positions of one feature map. Its result is NaN where the vectors do not
-allow it, for example with one class alone.
+Every measure takes labelled vectors, drawn from positions of one feature map. Its result is NaN if the vectors do not
+allow it, for example with only one class.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 from .vectors import LabelledVectors, balance
 
-# Vectors of a map that are compared with each other.
+# Number of vectors of a map that are compared with each other.
 MAX_VECTORS = 3000
 NEIGHBOURS = 5
 # Labelled images from which a few-shot probe learns, and how often they are drawn.
@@ -30,7 +30,7 @@ def measure_map(points: LabelledVectors, seed: int = 0) -> dict[str, float]:
     """All measures of one feature map.
 
     Args:
-        points: of :func:`sample_vectors`, as many as there are.
+        points: vectors of :func:`sample_vectors`.
         seed: of the draws.
 
     Returns:
@@ -88,7 +88,7 @@ def neighbour_accuracy(
     """Share of vectors whose nearest neighbours in other images are of their class; the mean over classes.
 
     The neighbours are those of largest cosine. They vote; where votes are equal, the larger sum of cosines wins.
-    Vectors that have none of their class in another image cannot be right and are left out.
+    Vectors whose class occurs in no other image are left out.
 
     Args:
         queries: vectors to classify.
@@ -165,7 +165,7 @@ def alignment(points: LabelledVectors) -> float:
 
 
 def uniformity(points: LabelledVectors) -> float:
-    """log of the mean of exp(-2 |x - y|^2) over pairs of vectors on the unit sphere (-8 to 0, lower is more uniform).
+    """Log of the mean of exp(-2 |x - y|^2) over pairs of vectors on the unit sphere (-8 to 0, lower is more uniform).
 
     Wang & Isola, ICML 2020.
     """

@@ -1,4 +1,4 @@
-"""Where the results of an evaluation are kept, so that none overwrites another's."""
+"""Folders for the results of evaluations, so that none overwrites another."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from ..tables import write_json
 
 RECORD = "evaluation.json"
 
-# Settings that have no influence on results: where weights come from, and what is for training.
+# Settings that do not change results: where weights come from, and what only training reads.
 NO_INFLUENCE = ("WEIGHTS", "WEIGHTS_ALLOW_PICKLE", "DEVICE", "CONTRAST", "AUX_HEAD", "PIXEL_LOSS")
 
 

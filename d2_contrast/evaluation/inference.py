@@ -73,7 +73,7 @@ class MultiViewInference(nn.Module):
             if stride[0] > window[0] or stride[1] > window[1]:
                 raise ValueError(f"stride {list(stride)} is larger than window {list(window)}: it would leave gaps")
         self.model = model
-        self.training = model.training  # so that whoever restores the mode of this module restores the model's
+        self.training = model.training  # code that restores the mode of this module restores the model's
         self.views = [(scale, mirrored) for scale in scales for mirrored in ([False, True] if flip else [False])]
         self.window, self.stride = window, stride
         self.dtype = dtype
@@ -181,7 +181,7 @@ def build_inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
         The model itself if none is enabled.
 
     Raises:
-        ValueError: their values make no sense.
+        ValueError: a value is out of range.
     """
     window, aug, amp = cfg.TEST.SLIDING_WINDOW, cfg.TEST.AUG, cfg.TEST.AMP
     if not (window.ENABLED or aug.ENABLED or amp.ENABLED):
@@ -205,7 +205,7 @@ def build_inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that a device has free for tensors, inf for one that cannot be asked, such as the CPU."""
+    """Free memory of a device in bytes; inf if it cannot be asked, as for the CPU."""
     backend = getattr(torch, device.type, None)
     if not hasattr(backend, "mem_get_info"):
         return math.inf

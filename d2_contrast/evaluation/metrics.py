@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Positions of which a processor keeps the best score and class in its cache.
+# Number of positions whose best score and class fit into a processor's cache.
 POSITIONS_PER_BAND = 1 << 18
 
 
@@ -154,7 +154,7 @@ def _unknown_label(value: int, num_classes: int, ignore_label: int) -> ValueErro
 
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a / b, NaN where b is 0."""
+    """The quotient, NaN where b is 0."""
     return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=np.asarray(b) > 0)
 
 

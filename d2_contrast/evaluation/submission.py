@@ -37,7 +37,7 @@ class SubmissionWriter(DatasetEvaluator):
             output_dir: the folder above ``submission``.
 
         Raises:
-            ValueError: the metadata makes no sense, see :func:`d2_contrast.data.check_metadata`.
+            ValueError: the metadata is invalid, see :func:`d2_contrast.data.check_metadata`.
         """
         metadata = MetadataCatalog.get(dataset_name)
         check_metadata(metadata)

@@ -15,7 +15,7 @@ def select_features(shapes: Mapping[str, ShapeSpec], names: Iterable[str], key: 
     """Return the entries ``names`` of a backbone's ``output_shape()``, in the order of ``names``.
 
     Args:
-        shapes: what the backbone gives.
+        shapes: output shapes of the backbone.
         names: the feature maps wanted.
         key: the config key that asks for them, for the error message.
 
@@ -49,15 +49,15 @@ def join_features(features: Mapping[str, Tensor], names: Iterable[str]) -> dict[
 
 
 def contrasted_features(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> list[str]:
-    """Names of the feature maps that the contrastive losses act on, or would act on in a network trained without.
+    """Names of the feature maps that the contrastive losses act on, or would act on if they were enabled.
 
-    A config without the losses seldom names their maps: where those of MODEL.CONTRAST.IN_FEATURES leave out what the
-    head reads, as the default does under a pyramid, the head's are meant. All maps, where the backbone gives none of
-    either.
+    A config without the losses rarely sets MODEL.CONTRAST.IN_FEATURES. If that list lacks a map that the head reads, as
+    the default does for a pyramid, the maps of the head are taken. If the backbone has none of these maps, all of its
+    maps are.
 
     Args:
-        cfg: of the network.
-        shapes: what its backbone gives.
+        cfg: config of the network.
+        shapes: output shapes of its backbone.
     """
     names, read = (
         [name for name in section.IN_FEATURES if name in shapes]

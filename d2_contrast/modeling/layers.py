@@ -60,8 +60,8 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 def fit_to_grid(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bring a map (N, C, h, w) to the size (H, W) that its stride promises, with each position where it belongs.
 
-    A smaller map was made by convolutions without padding, which do not reach the border of the image: its own border
-    is repeated. A larger one was stretched by its network, and is resized.
+    A smaller map comes from convolutions without padding, which do not reach the border of the image: its border is
+    repeated. A larger map comes from a network that stretches its input: it is resized.
     """
     kept = [min(own, wanted) for own, wanted in zip(x.shape[-2:], size)]
     if kept != list(x.shape[-2:]):

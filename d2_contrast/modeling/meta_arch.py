@@ -32,7 +32,7 @@ from .features import join_features, join_shapes, normalise_images, pad_batch, p
 from .heads import SemSegHead, build_aux_head
 from .layers import allow_single_values, resize
 
-# What a network is trained with but does not need for a prediction, by the start of its tensors' names.
+# Parts that only training needs, by the first part of the names of their tensors.
 TRAINING_ONLY = ("aux_head.", "contrast.")
 
 
@@ -176,7 +176,7 @@ class ContrastiveSegmentor(SemanticSegmentor):
         return branch.losses(anchor_sets, iteration)
 
 
-# Keys of MODEL.CONTRAST for arguments that have another name; for all others it is that name in capitals.
+# Keys of MODEL.CONTRAST whose name is not simply that of the argument in capitals.
 _KEYS = {
     "unit": "SAMPLER",
     "scales": "IN_FEATURES",

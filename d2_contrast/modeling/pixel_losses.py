@@ -74,7 +74,7 @@ class CrossEntropy(nn.Module):
 class OHEM(CrossEntropy):
     """Cross entropy of the hard pixels alone (online hard example mining; Shrivastava et al., CVPR 2016).
 
-    Hard are those whose class has a probability below ``threshold``, and in any case the ``min_kept`` hardest.
+    A pixel is hard if the probability of its class is below ``threshold``. The ``min_kept`` hardest always count.
     """
 
     @configurable
@@ -106,7 +106,7 @@ class OHEM(CrossEntropy):
         valid = _valid(targets, self.ignore_label)
         targets = targets.masked_fill(~valid, self.ignore_label)
         losses = F.cross_entropy(logits.float(), targets, ignore_index=self.ignore_label, reduction="none")
-        # No shape depends on how many pixels count, so that a GPU need not be waited for.
+        # No shape depends on the number of pixels that count, so the host never waits for a GPU.
         hardness = losses.detach().masked_fill(~valid, -math.inf)
         hardest = hardness.flatten().topk(min(self.min_kept, hardness.numel()), sorted=False).values
         hard = (hardness > self.max_easy_loss) | (hardness >= hardest.amin())
@@ -144,7 +144,7 @@ class LovaszSoftmax(nn.Module):
 
 
 def _jaccard_steps(is_label: Tensor) -> Tensor:
-    """How much the Jaccard loss of a class grows with each pixel of a sorted list (P,) that is got wrong (Eq. 9)."""
+    """How much each wrong pixel of a sorted list (P,) adds to the Jaccard loss of a class (Eq. 9)."""
     seen = is_label.cumsum(0)  # in whole numbers: exact
     total = seen[-1]
     others = torch.arange(1, len(is_label) + 1, device=is_label.device) - seen
@@ -225,7 +225,7 @@ class RMI(nn.Module):
 
 
 def _valid(targets: Tensor, ignore_label: int) -> Tensor:
-    """Which pixels count: those of a class."""
+    """Mask of the pixels that count: those of a class."""
     return (targets >= 0) & (targets != ignore_label)
 
 

@@ -5,8 +5,8 @@
 - HRNets in their authors' naming, which is also timm's;
 - any other timm model, for a TimmBackbone of the same name.
 
-Whatever is loaded, one summary says what was matched, and too few matches are an error: a backbone that silently starts
-from random weights costs days.
+Every load logs a summary of what was matched. Too few matches are an error: a backbone that silently starts from random
+weights costs days.
 """
 
 import logging
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 # norms of equal width would let a ResNet-50 pass for a ResNet-34.)
 MIN_MATCHED = 0.9
 
-# Prefixes that say where in a larger model a backbone stood.
+# Prefixes of a backbone inside a larger model.
 WRAPPERS = re.compile(r"^((module|model|backbone|bottom_up|body|encoder)\.)+")
 # Buffers that follow from the structure, or only count.
 DERIVED = ("num_batches_tracked", "relative_position_index", "attn_mask")
@@ -102,7 +102,7 @@ def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: st
 
 
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
-    """Map names without what differs between implementations to the names as they are; derived buffers are left out."""
+    """Map each name, without the parts that differ between implementations, to itself; skip derived buffers."""
     canonical = {}
     for name in names:
         if not name.endswith(DERIVED):
@@ -124,7 +124,7 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def describe(names: Iterable[str]) -> str:
-    """Say in words what network tensors of these names belong to."""
+    """Describe the network that tensors with these names belong to."""
     short = canonical_names(names)
     if any(name.endswith(TABLE) for name in short):
         return "a Swin Transformer"

@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 
 Series = tuple[np.ndarray, np.ndarray]
 
-# Logged values that are averaged for a curve of anchors, which differ much from batch to batch.
+# A curve of anchors is a running mean over this many logged values: single batches differ a lot.
 SMOOTHING = 9
 
 
 def read_metrics(path: str) -> dict[str, Series]:
-    """Read the series of a metrics.json, one JSON object with an "iteration" a line.
+    """Read the series of a metrics.json: each line is a JSON object with an "iteration".
 
-    A run that was resumed from a checkpoint repeats iterations: the later record holds. A last line that was
+    A run that was resumed from a checkpoint repeats iterations: the later record counts. A last line that was
     cut off when the run was killed is left out.
 
     Returns:
@@ -136,7 +136,7 @@ def _draw(ax, series: Mapping[str, Series], ylabel: str, nothing: str, marker=""
         _say(ax, nothing)
         return
     for i, (name, (iterations, values)) in enumerate(series.items()):
-        # A series of one point has no line to be seen.
+        # A line through a single point would be invisible.
         ax.plot(
             iterations,
             values,

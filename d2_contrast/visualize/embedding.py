@@ -21,7 +21,7 @@ MIN_POINTS = 10
 
 
 def draw_embeddings(
-    columns: Mapping[str, Mapping[str, LabelledVectors]],
+    networks: Mapping[str, Mapping[str, LabelledVectors]],
     class_names: Sequence[str],
     class_colors: np.ndarray,
     title: str,
@@ -30,24 +30,24 @@ def draw_embeddings(
     """Draw a t-SNE map for each set of vectors, coloured by class.
 
     Args:
-        columns: by its title, a column of the figure: vectors by the title of their row. All columns have the same
-            rows. The panels of a single column are laid out side by side, two in a row.
+        networks: by its title, a row of the figure: vectors by the title of their column. All rows have the same
+            columns. The panels of a single network are laid out two in a row.
         class_names: the K names; the legend holds those that occur.
         class_colors: (K, 3) uint8, RGB.
         title: of the figure.
         notes: a few words on each set of vectors, by the same titles; None for the numbers of vectors.
     """
-    rows = next(iter(columns.values()))
     if notes is None:
-        notes = {name: {row: f"{len(maps[row])} positions" for row in rows} for name, maps in columns.items()}
+        notes = {name: {m: f"{len(points)} positions" for m, points in maps.items()} for name, maps in networks.items()}
     grid = [
-        [(f"{name}\n{row}, {notes[name][row]}".strip(), maps[row]) for name, maps in columns.items()] for row in rows
+        [(f"{name}\n{m}, {notes[name][m]}".strip(), points) for m, points in maps.items()]
+        for name, maps in networks.items()
     ]
-    if len(columns) == 1:
-        panels = [panel for (panel,) in grid]
+    if len(networks) == 1:
+        (panels,) = grid
         grid = [panels[i : i + 2] for i in range(0, len(panels), 2)]
     legend = _class_handles(
-        (points for maps in columns.values() for points in maps.values()), class_names, class_colors
+        (points for maps in networks.values() for points in maps.values()), class_names, class_colors
     )
     legend_columns = -(-len(legend) // (20 * len(grid))) or 1
     legend_width = legend_columns * legend_column_width(h.get_label() for h in legend)

@@ -36,7 +36,7 @@ def draw_predictions(
     class_colors: np.ndarray,
     ignore_label: int = 255,
 ) -> Figure:
-    """Draw one row a sample: image, label, the predictions, and where each differs from the label.
+    """Draw a row for each sample: image, label, predictions, and where each prediction differs from the label.
 
     Args:
         samples: at least one, with predictions of the same networks. Label and error panels are left out if none of
@@ -47,7 +47,7 @@ def draw_predictions(
     """
     networks = list(samples[0].predictions)
     labelled = any(s.label is not None for s in samples)
-    # Panels by what they show and of which network; networks are named where there are several.
+    # Panels: (what is shown, network). Headings name the network if there are several.
     panels = [("image", ""), *([("label", "")] if labelled else []), *(("prediction", n) for n in networks)]
     panels += [("errors", n) for n in networks] if labelled else []
     palette = np.full((max(len(class_colors), ignore_label + 1), 3), IGNORED_COLOR, dtype=np.uint8)
@@ -81,7 +81,7 @@ def draw_predictions(
                 ax.imshow(image, interpolation="nearest" if what != "image" else None)
                 ax.set_title(wrap(note, side), fontsize=FONT_SIZE - 1, pad=3)
     for ax, (what, network) in zip(axes[0], panels):
-        heading = wrap(f"{what} of {network}" if network and len(networks) > 1 else what, side)
+        heading = wrap(f"{what}, {network}" if network and len(networks) > 1 else what, side)
         ax.set_title(f"{heading}\n{ax.get_title()}", fontsize=FONT_SIZE, pad=3)
     fig.legend(handles=entries, loc="outside lower center", ncols=columns, frameon=False, fontsize=FONT_SIZE)
     return fig

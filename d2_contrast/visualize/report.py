@@ -32,7 +32,7 @@ EMBEDDED_IMAGES = 64
 def write_report(
     cfg: CfgNode, model: nn.Module, confusion: np.ndarray | None = None, folder: str | None = None
 ) -> list[str]:
-    """Draw pictures of a run, each from what there is to draw it from.
+    """Draw the pictures of a run. A picture is left out if the data for it is missing.
 
     - ``predictions.png``: ``cfg.VISUALIZE.NUM_IMAGES`` images of the first test dataset with their labels,
       predictions and errors;
@@ -47,8 +47,8 @@ def write_report(
         folder: for the pictures, ``cfg.OUTPUT_DIR`` by default.
 
     Returns:
-        Paths of the files written. A picture that cannot be drawn is left out, with a warning: it is no reason to lose
-        a finished training.
+        Paths of the files written. A picture that cannot be drawn is left out with a warning, so that a finished
+        training is not lost.
     """
     folder = folder or cfg.OUTPUT_DIR
     os.makedirs(folder, exist_ok=True)
@@ -90,7 +90,7 @@ def class_colors(metadata: Metadata) -> np.ndarray:
 
 
 def spread(dicts: list[dict], count: int) -> list[dict]:
-    """At most ``count`` elements, evenly spread."""
+    """Take at most ``count`` elements, evenly spread."""
     picks = np.linspace(0, len(dicts) - 1, min(count, len(dicts))).round().astype(int)
     return [dicts[i] for i in picks]
 

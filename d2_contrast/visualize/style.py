@@ -15,11 +15,11 @@ DPI = 150
 MAX_PIXELS = 8000
 # Longer names are cut.
 MAX_LETTERS = 60
-# Vivid colours, RGB, from which one is taken that stands out from those of the classes.
+# Vivid colours, RGB. The one that differs most from the colours of the classes marks errors.
 SIGNALS = ((255, 0, 255), (255, 0, 0), (255, 0, 110), (255, 110, 0), (0, 170, 190))
 # Distinct for colour-blind eyes, too (Okabe & Ito), RGB from 0 to 1.
 LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-# As many markers as a network can have scales that are drawn together.
+# One marker for each scale of a network.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -62,7 +62,7 @@ def plain(name: str) -> str:
 
 
 def wrap(text: str, width: float) -> str:
-    """Break a title into lines that are not wider than a panel, inches; inside of words where they have to be."""
+    """Break a title into lines that fit a panel of this width in inches. Long words are broken, too."""
     letters = max(int(width / 0.085), 10)
     return "\n".join(line for part in text.split("\n") for line in textwrap.wrap(part, letters) or [""])
 
@@ -82,5 +82,5 @@ def distinct_colors(count: int) -> np.ndarray:
 
 
 def farthest_color(colors: np.ndarray) -> tuple[int, int, int]:
-    """The one of SIGNALS that differs most from the nearest of some colours (K, 3)."""
+    """Choose the colour of SIGNALS whose nearest neighbour among the given colours (K, 3) is farthest away."""
     return max(SIGNALS, key=lambda signal: np.linalg.norm(np.asarray(colors, float) - signal, axis=1).min())

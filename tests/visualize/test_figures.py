@@ -140,13 +140,13 @@ class TestPredictions:
         networks = ("cross-entropy_of_everything_seed1_f6162256", "with-the-losses_on_all_scales_seed1_0298b59e")
         fig = draw_predictions([sample(networks=networks)], NAMES, COLORS)
         check_no_overlap(fig)
-        assert "".join(fig.axes[2].get_title().split()).startswith(f"predictionof{networks[0]}")
+        assert "".join(fig.axes[2].get_title().split()).startswith(f"prediction,{networks[0]}")
 
     def test_two_networks(self):
         samples = [sample(seed=seed, networks=("one", "other")) for seed in range(2)]
         fig = draw_predictions(samples, NAMES, COLORS)
         assert [ax.get_title().split("\n")[0] for ax in fig.axes[:6]] == [
-            "image", "label", "prediction of one", "prediction of other", "errors of one", "errors of other",
+            "image", "label", "prediction, one", "prediction, other", "errors, one", "errors, other",
         ]  # fmt: skip
         for panel, prediction in zip(fig.axes[2:4], samples[0].predictions.values()):
             np.testing.assert_array_equal(panel.images[0].get_array(), COLORS[prediction])
@@ -279,11 +279,11 @@ class TestEmbeddings:
         self.check_separation(a.collections[0].get_offsets().data, a.collections[0].get_facecolors())
         check_no_overlap(fig)
 
-    def test_a_column_for_each_network(self):
+    def test_a_row_for_each_network(self):
         runs = {name: {"p2": self.clusters(seed), "p3": self.clusters(seed)} for seed, name in enumerate("xyz")}
         fig = draw_embeddings(runs, NAMES, COLORS, "title")
         assert [ax.get_title() for ax in fig.axes] == [
-            f"{name}\n{row}, 60 positions" for row in ("p2", "p3") for name in "xyz"
+            f"{name}\n{scale}, 60 positions" for name in "xyz" for scale in ("p2", "p3")
         ]
         noted = draw_embeddings({"x": runs["x"]}, NAMES, COLORS, "title", {"x": {"p2": "good", "p3": "better"}})
         assert [ax.get_title() for ax in noted.axes] == ["x\np2, good", "x\np3, better"]
@@ -291,7 +291,7 @@ class TestEmbeddings:
             draw_embeddings({"a rather long name " * 5 + n: runs[n] for n in "xy"}, NAMES, COLORS, "title")
         )
         # Both maps of a network are equal here, and so are their pictures; those of another network are not.
-        x, y, _, x_again, *_ = [ax.collections[0].get_offsets().data for ax in fig.axes]
+        x, x_again, y, *_ = [ax.collections[0].get_offsets().data for ax in fig.axes]
         np.testing.assert_array_equal(x, x_again)
         assert not np.allclose(x, y)
         check_no_overlap(fig)

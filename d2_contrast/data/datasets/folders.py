@@ -37,7 +37,9 @@ _registered: dict[str, Mapping] = {}
 
 
 def register_folders(entries: Sequence[Mapping]) -> None:
-    """Register the datasets of ``DATASETS.FOLDERS``, see the top of this module. Doing it twice does no harm.
+    """Register the datasets of ``DATASETS.FOLDERS``, see the top of this module.
+
+    A second call with the same entries changes nothing.
 
     Raises:
         ValueError: a name is taken, or an entry has a key or a value that it should not have; the message shows it.

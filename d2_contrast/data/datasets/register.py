@@ -1,4 +1,4 @@
-"""What the registration of a dataset on disk has in common."""
+"""Registration of datasets on disk: what all of them share."""
 
 import glob
 import logging

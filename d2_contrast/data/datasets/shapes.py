@@ -1,6 +1,6 @@
 """The embedded dataset, 12 classes: ``shapes_{train,val}``, drawn on first use.
 
-It puts the questions of the paper on a laptop: see :mod:`.shapes_drawing` for what the pictures show. The files lie in
+It is small enough for a laptop; :mod:`.shapes_drawing` says what the pictures show. The files lie in
 ``$DETECTRON2_DATASETS/shapes`` (``datasets/shapes`` by default): ``images/{split}`` holds RGB PNG files,
 ``labels/{split}`` the train ids, 255 for the ignored frame of the picture.
 """
@@ -65,7 +65,7 @@ def generate(root: Path) -> None:
 
 
 def _read_manifest(root: Path) -> dict | None:
-    """The manifest of a folder that is this dataset, in whatever state; None for any other folder."""
+    """The manifest of a folder that is this dataset, complete or not; None for any other folder."""
     try:
         manifest = json.loads((root / MANIFEST).read_text())
         is_ours = manifest.keys() == {"version", "bytes"} and all(map(OWN_NAME.fullmatch, manifest["bytes"]))

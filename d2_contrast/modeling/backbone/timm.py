@@ -79,8 +79,7 @@ class TimmBackbone(Backbone):
             drop_path: probability of skipping a residual branch in training, at the deepest block.
             norm: what batch norm becomes: "BN", "SyncBN" or "FrozenBN".
             pretrained: download timm's weights.
-            images: (height, width) of what the network will be run on, by the config section that sets it; None for
-                images of any size.
+            images: (height, width) of the images, by the config section that sets it; None for images of any size.
             options: more arguments for timm.
 
         Raises:
@@ -189,6 +188,7 @@ def build_body(name: str, **options) -> tuple[nn.Module, ImageSizes]:
 
 
 def coarsest_stride(body: nn.Module) -> int:
+    """The largest stride of its feature maps, 32 at least."""
     return max(STRIDE, *body.feature_info.reduction())
 
 
@@ -197,7 +197,7 @@ def find_image_sizes(body: nn.Module, name: str, options: str) -> ImageSizes:
 
     Args:
         body: the model; nothing of it changes.
-        name, options: what it was made from. Models made from the same are tried once.
+        name, options: what it was made from. Models with equal name and options are tried once.
     """
     if (name, options) not in _found_sizes:
         training = body.training

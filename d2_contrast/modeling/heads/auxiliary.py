@@ -13,8 +13,8 @@ from ..features import select_features
 def build_aux_head(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
     """Build the head that MODEL.AUX_HEAD names, any one in Detectron2's registry of semantic segmentation heads.
 
-    A head reads its settings from MODEL.SEM_SEG_HEAD. It is shown a config in which the keys of MODEL.AUX_HEAD and the
-    pixel loss MODEL.PIXEL_LOSS.AUX_NAME have taken the place of those of the prediction itself.
+    A head reads its settings from MODEL.SEM_SEG_HEAD. It gets a config in which the keys of MODEL.AUX_HEAD and the
+    pixel loss MODEL.PIXEL_LOSS.AUX_NAME replace those of the main head.
 
     Raises:
         ValueError: there is no such head, the backbone does not give its feature maps, or it refuses its settings.

@@ -15,7 +15,7 @@ from .base import SemSegHead
 
 
 class ObjectAttention(nn.Module):
-    """What each pixel takes from the object regions, weighted by its similarity to them (Eq. 3 and 4)."""
+    """Context of each pixel: features of the object regions, weighted by their similarity (Eq. 3 and 4)."""
 
     def __init__(self, channels: int, key_channels: int, norm: str):
         super().__init__()
@@ -37,9 +37,9 @@ class ObjectAttention(nn.Module):
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class OCRHead(SemSegHead):
-    """A first prediction says which pixels make up each class; their mean features are what pixels attend to.
+    """OCRNet's head: pixels attend to the mean features of object regions.
 
-    The first prediction is supervised, too.
+    A first prediction, which is supervised too, says which pixels belong to the region of each class.
     """
 
     @configurable
