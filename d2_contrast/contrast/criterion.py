@@ -98,8 +98,8 @@ class MultiScaleContrast(nn.Module):
             Weighted scalar losses "loss_contrast_s" and "loss_contrast_s_t".
 
         Raises:
-            ValueError: a scale is missing, shapes do not fit, anchors are not finite, the iteration
-                is missing, or a memory lacks the logits.
+            ValueError: a scale is missing, shapes do not fit, anchors are not finite, the iteration is missing, or a
+                memory lacks the logits.
         """
         self.check_names("embeddings", embeddings)
         sets = {scale: self.draw(scale, embeddings[scale], labels, logits=logits) for scale in self.scales}
@@ -178,12 +178,10 @@ class MultiScaleContrast(nn.Module):
         Raises:
             ValueError: there is one of them, and no iteration.
         """
-        factor = 1.0
-        for name, count in (("warmup_iters", self.warmup_iters), ("decay_iters", self.decay_iters)):
-            if count and iteration is None:
-                raise ValueError(f"{name} is {count}: forward needs the iteration")
-        if self.warmup_iters:
-            factor *= min(1.0, (iteration or 0) / self.warmup_iters)
-        if self.decay_iters:
-            factor *= max(0.0, 1.0 - (iteration or 0) / self.decay_iters)
-        return factor
+        used = [name for name in ("warmup_iters", "decay_iters") if getattr(self, name)]
+        if not used:
+            return 1.0
+        if iteration is None:
+            raise ValueError(f"{used[0]} is {getattr(self, used[0])}: forward needs the iteration")
+        growth = min(1.0, iteration / self.warmup_iters) if self.warmup_iters else 1.0
+        return growth * (max(0.0, 1.0 - iteration / self.decay_iters) if self.decay_iters else 1.0)

@@ -30,7 +30,7 @@ def select_features(shapes: Mapping[str, ShapeSpec], names: Iterable[str], key: 
 
 
 def join_shapes(shapes: Mapping[str, ShapeSpec], names: Iterable[str], key: str) -> dict[str, ShapeSpec]:
-    """As :func:`select_features`, but "a+b" stands for maps that :func:`join_features` concatenates."""
+    """Do what :func:`select_features` does, where "a+b" stands for maps that :func:`join_features` concatenates."""
     joined = {}
     for name in list(names) or [""]:
         parts = select_features(shapes, name.split("+") if name else [], key).values()
@@ -44,8 +44,9 @@ def part_names(names: Iterable[str]) -> list[str]:
 
 
 def join_features(features: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """The maps of these names; those of "a+b" are concatenated at the size of the first."""
-    return {name: concat_at_finest([features[part] for part in name.split("+")]) for name in names}
+    """The maps, and besides "a+b" for each such name: these two, concatenated at the size of the first."""
+    joined = {name: concat_at_finest([features[part] for part in name.split("+")]) for name in names if "+" in name}
+    return {**features, **joined}
 
 
 def contrasted_features(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> list[str]:
