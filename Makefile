@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 TORCH ?=
 TORCH_INDEX := $(if $(TORCH),--index-url https://download.pytorch.org/whl/$(TORCH))
 
-.PHONY: install demo test lint coverage clean
+.PHONY: install demo test lint coverage docs clean
 
 install: $(READY)
 
@@ -44,5 +44,8 @@ lint: $(READY)
 coverage: $(READY)
 	$(BIN)/python -m pytest --cov
 
+docs: $(READY)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build docs/_build *.egg-info

@@ -1,6 +1,7 @@
 """Imported first by modules that need Detectron2: says how to get it if it is missing or too old."""
 
 import inspect
+import warnings
 
 HOW = (
     "From a clone of d2_contrast run `python tools/install_detectron2.py` (no compiler needed); elsewhere run "
@@ -21,7 +22,11 @@ except ModuleNotFoundError as error:
 
 def find_missing() -> list[str]:
     """What this project needs and the installed Detectron2 lacks. Its version does not tell: 0.6 since 2021."""
-    from detectron2 import modeling, solver
+    with warnings.catch_warnings():
+        # Detectron2 and fvcore script functions as they are imported, which newer torch deprecates.
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.script", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.script", category=DeprecationWarning)
+        from detectron2 import modeling, solver
 
     needed = {
         "SwinTransformer in detectron2.modeling": hasattr(modeling, "SwinTransformer"),

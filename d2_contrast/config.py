@@ -115,6 +115,7 @@ def add_contrast_config(cfg: CN) -> None:
     _add_solver(cfg)
     _add_test(cfg)
     _add_visualize(cfg)
+    _add_wandb(cfg)
     for old, new in RENAMED.items():
         cfg.register_renamed_key(old, new)
 
@@ -359,9 +360,18 @@ def _add_test(cfg: CN) -> None:
 
 
 def _add_visualize(cfg: CN) -> None:
-    """VISUALIZE: the pictures that a run leaves in OUTPUT_DIR."""
+    """VISUALIZE: the pictures that a run leaves in OUTPUT_DIR, at its end and every VIS_PERIOD iterations."""
     cfg.VISUALIZE = CN()
     # Images of the first test dataset in predictions.png; 0: no such picture.
     cfg.VISUALIZE.NUM_IMAGES = 6
     # Largest number of positions of each scale in tsne.png; 0: no such picture.
     cfg.VISUALIZE.TSNE_POINTS = 800
+
+
+def _add_wandb(cfg: CN) -> None:
+    """WANDB: metrics in Weights & Biases, beside metrics.json and TensorBoard."""
+    cfg.WANDB = CN()
+    # Name of the project; "": off. Needs the extra wandb.
+    cfg.WANDB.PROJECT = ""
+    # Name of the run; "": chosen by Weights & Biases.
+    cfg.WANDB.NAME = ""

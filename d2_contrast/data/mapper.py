@@ -40,7 +40,7 @@ class SemSegMapper:
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.metadata = metadata
-        logging.getLogger(__name__).info(
+        logging.getLogger(__name__).debug(
             "Augmentations in %s: %s", "training" if is_train else "inference", augmentations
         )
 

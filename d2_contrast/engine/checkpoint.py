@@ -97,7 +97,7 @@ class ContrastCheckpointer(DetectionCheckpointer):
                 f"{path} is not written: {len(names)} tensors of this run are not finite ({', '.join(names[:3])}); "
                 f"the last good checkpoint is {self.last_checkpoint() or 'none'}"
             )
-        logger.info("Saving checkpoint to %s", path)
+        logger.debug("Saving checkpoint to %s", path)
         os.makedirs(self.save_dir, exist_ok=True)
         with write_whole(path) as file:
             torch.save(data, file)

@@ -43,7 +43,7 @@ def check_run(cfg: CfgNode, network: nn.Module) -> None:
             check_dataset(name, is_train=name in cfg.DATASETS.TRAIN)
         for name in cfg.DATASETS.TEST:
             check_prediction(cfg, network, name)
-    logger.info("Looked at the datasets and a prediction in %.0f s", time.monotonic() - start)
+    logger.debug("Looked at the datasets and a prediction in %.0f s", time.monotonic() - start)
 
 
 def check_dataset(name: str, is_train: bool) -> None:

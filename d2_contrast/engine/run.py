@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from ..evaluation import CONFUSION_FILE, RESULTS_FILE
+from ..evaluation import CONFUSION_FILE, RESULTS_FILE, results_table
 from ..extras import MissingExtraError
 from ..modeling.meta_arch import TRAINING_ONLY
 from .averaging import averaged_weights, build_average
@@ -19,7 +19,7 @@ from .checkpoint import build_checkpointer, own_checkpoints
 from .parallel import on_main_process
 from .preflight import check_run
 from .run_folder import METRICS, RunLock, check_free
-from .trainer import Trainer, claim_folders, save_config, without_download
+from .trainer import Trainer, claim_folders, describe_means, results_by_dataset, save_config, without_download
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict:
         trainer.resume_or_load(resume=resume)
         trainer.save_config()
         if trainer.start_iter < trainer.max_iter:
+            logger.info("%s. All is logged to %s", trainer.describe(), os.path.join(cfg.OUTPUT_DIR, "log.txt"))
             on_main_process(check_run, trainer.cfg, trainer.network)
         trainer.train()
         with averaged_weights(trainer.network, trainer.average):
@@ -95,11 +96,15 @@ def _finish(cfg: CfgNode, model: nn.Module, results: dict, folders: Mapping[str,
     if not comm.is_main_process():
         return {}
     confusion = None
-    if folders:
-        path = os.path.join(folders[cfg.DATASETS.TEST[0]], CONFUSION_FILE)
+    for name, result in results_by_dataset(cfg, results).items():
+        path = os.path.join(folders[name], CONFUSION_FILE)
         if os.path.isfile(path):
             with np.load(path) as saved:
-                confusion = saved["confusion"]
+                matrix, class_names = saved["confusion"], saved["class_names"].tolist()
+            confusion = matrix if name == cfg.DATASETS.TEST[0] else confusion
+            logger.info("\n%s:\n\n%s\n", name, results_table(result["sem_seg"], class_names, matrix))
+        elif means := describe_means(result):
+            logger.info("%s: %s", name, means)
     try:
         from ..visualize import write_report
 
@@ -107,11 +112,6 @@ def _finish(cfg: CfgNode, model: nn.Module, results: dict, folders: Mapping[str,
     except MissingExtraError as error:
         logger.warning("No pictures are drawn: %s", error)
         files = []
-    by_dataset = results if len(cfg.DATASETS.TEST) > 1 else dict.fromkeys(cfg.DATASETS.TEST, results)
-    for name, result in by_dataset.items():
-        means = {k: v for k, v in result.get("sem_seg", {}).items() if k.startswith("mIoU")}
-        if means:
-            logger.info("%s: %s", name, ", ".join(f"{k} {v:.2f} %" for k, v in means.items()))
     files += [os.path.join(folder, RESULTS_FILE) for folder in folders.values()]
     files.append(os.path.join(picture_folder, METRICS))
     logger.info("To look at:\n%s", "\n".join(f"  {path}" for path in files if os.path.isfile(path)))

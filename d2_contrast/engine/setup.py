@@ -15,13 +15,13 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_H
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
 
 from .. import modeling  # noqa: F401  (registers the parts of networks)
 from ..config import load_config
 from ..config_files import find_config
 from ..data import check_metadata, check_same_classes, get_ignore_label, register_folders
 from ..errors import DEBUG, EXIT_CODE
+from .console import start_logging, without_warnings_of
 from .parallel import on_main_process
 from .run_folder import prepare_folder
 
@@ -102,12 +102,12 @@ def _prepare_folder(cfg: CfgNode, args: Namespace) -> str:
 def _start_logging(cfg: CfgNode, args: Namespace) -> None:
     if comm.is_main_process():
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    for name in ("fvcore", "detectron2", "d2_contrast"):
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
-    logger.info("Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size())
-    logger.info("Environment:\n%s", collect_env_info())
-    logger.info("Command line: %s", args)
-    logger.info("Config:\n%s", cfg.dump())
+    start_logging(cfg.OUTPUT_DIR)
+    logger.debug("Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size())
+    with without_warnings_of("torch.utils.cpp_extension"):  # it misses CUDA where there is no GPU
+        logger.debug("Environment:\n%s", collect_env_info())
+    logger.debug("Command line: %s", args)
+    logger.debug("Config:\n%s", cfg.dump())
 
 
 def check_names(cfg: CfgNode) -> None:

@@ -22,15 +22,18 @@ from ..evaluation import build_evaluator, build_inference_model, claim_evaluatio
 from ..output import write_text
 from .averaging import UpdateAverage, averaged_weights, build_average
 from .checkpoint import ContrastCheckpointer, NonFiniteError, build_checkpointer
+from .console import ProgressWriter
 from .data_parallel import share_among_processes
 from .metrics_writer import MetricsWriter
 from .optimizer import build_optimizer
 from .parallel import on_main_process
+from .pictures import PictureHook
 from .resume import check_resumable, config_changes, describe_changes, keep_origin
 from .run_folder import METRICS
 from .step_dump import dump_path, save_step
 from .stop import StopEvaluation, StoppableEvaluator, Stopped, StopRequests
 from .train_step import NonFinitePolicy, TrainStep
+from .wandb_writer import WandbWriter
 
 CONFIG_FILE = "config.yaml"
 
@@ -115,6 +118,22 @@ class Trainer(DefaultTrainer):
             logger.warning("Settings that differ from those that %s was written with:\n  %s", path, "\n  ".join(lines))
             self._config_comments += [f"# Resumed at iteration {self.start_iter} with other settings:"]
             self._config_comments += [f"#   {line}" for line in lines]
+
+    def describe(self) -> str:
+        """A line on what is trained on what."""
+        cfg, model = self.cfg, self.cfg.MODEL
+        backbone = model.BACKBONE.NAME
+        backbone += f" over {model.UPER.BOTTOM_UP}" if backbone == "UPerFPN" else ""
+        if "Timm" in backbone or backbone == "HRNet":
+            backbone += f" {model.TIMM.NAME}"
+        parameters = sum(p.numel() for p in self.network.parameters()) / 1e6
+        losses = f"contrastive losses on {', '.join(model.CONTRAST.IN_FEATURES)}" if model.CONTRAST.ENABLED else ""
+        images = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATION_STEPS
+        return (
+            f"Training {model.SEM_SEG_HEAD.NAME} on {backbone} ({parameters:.1f} M parameters){losses and ' with '}"
+            f"{losses} on {', '.join(cfg.DATASETS.TRAIN)}: iterations {self.start_iter + 1:,} to {self.max_iter:,} of "
+            f"{images} images on {comm.get_world_size()} x {model.DEVICE}"
+        )
 
     def save_config(self) -> None:
         """Write the config to OUTPUT_DIR, with comments on what changed when the run was resumed."""
@@ -217,15 +236,25 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks; the average is updated before any of them can save or evaluate it."""
         hooks = [self._our_hook(hook) for hook in super().build_hooks()]
+        if self.cfg.VIS_PERIOD > 0:
+            # After the evaluation, whose confusion matrix it draws, and before the writers.
+            after = max(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+            hooks.insert(after + 1, PictureHook(self.cfg))
         if self.average is not None:
             hooks.insert(0, UpdateAverage(self.average, self.network))
         return hooks
 
     def build_writers(self) -> list[EventWriter]:
-        """Detectron2's writers, but for metrics.json."""
+        """Detectron2's writers, with others for metrics.json and for the terminal."""
         path = os.path.join(self.cfg.OUTPUT_DIR, METRICS)
         os.makedirs(self.cfg.OUTPUT_DIR, exist_ok=True)
-        return [CommonMetricPrinter(self.max_iter), MetricsWriter(path), TensorboardXWriter(self.cfg.OUTPUT_DIR)]
+        writers = [
+            CommonMetricPrinter(self.max_iter),  # into log.txt
+            ProgressWriter(self.max_iter),
+            MetricsWriter(path),
+            TensorboardXWriter(self.cfg.OUTPUT_DIR),
+        ]
+        return [*writers, WandbWriter(self.cfg)] if self.cfg.WANDB.PROJECT else writers
 
     def _our_hook(self, hook: HookBase | None) -> HookBase | None:
         if isinstance(hook, EvalHook):
@@ -244,6 +273,9 @@ class Trainer(DefaultTrainer):
         try:
             with averaged_weights(self.network, self.average):
                 self.last_results = self.test(self.cfg, self.model, evaluators) or {}
+            if done + 1 < self.max_iter:  # those of the end are shown as a table
+                for name, result in results_by_dataset(self.cfg, self.last_results).items():
+                    logger.info("Iteration %d, %s: %s", done + 1, name, describe_means(result))
         except StopEvaluation:
             self.stop.check()
         return self.last_results
@@ -291,6 +323,19 @@ class CheckpointHook(PeriodicCheckpointer):
         super().after_step()
         if self.keep and (self.trainer.iter + 1) % self.period == 0:
             self.checkpointer.remove_oldest(self.keep)
+
+
+def results_by_dataset(cfg: CfgNode, results: dict) -> dict[str, dict]:
+    """Results of Detectron2's ``test``, which leaves out the name of a single dataset, by dataset."""
+    if not results:
+        return {}
+    return results if len(cfg.DATASETS.TEST) > 1 else dict.fromkeys(cfg.DATASETS.TEST, results)
+
+
+def describe_means(result: dict) -> str:
+    """The mean IoUs in the results on a dataset."""
+    means = {key: value for key, value in result.get("sem_seg", {}).items() if key.startswith("mIoU")}
+    return ", ".join(f"{key} {value:.2f} %" for key, value in means.items())
 
 
 def without_download(cfg: CfgNode) -> CfgNode:

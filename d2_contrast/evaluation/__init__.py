@@ -3,7 +3,7 @@
 from .. import _detectron2  # noqa: F401 (a check, so it comes first)
 from .build import EVALUATOR_REGISTRY, build_evaluator
 from .cityscapes import CityscapesEvaluator
-from .confusion_evaluator import CONFUSION_FILE, RESULTS_FILE, ConfusionEvaluator
+from .confusion_evaluator import CONFUSION_FILE, RESULTS_FILE, ConfusionEvaluator, results_table
 from .folders import claim_evaluation_folder, evaluation_folder
 from .inference import MultiViewInference, build_inference_model
 from .metrics import count_confusion, summarize_confusion
@@ -25,6 +25,7 @@ __all__ = [
     "evaluation_folder",
     "build_inference_model",
     "count_confusion",
+    "results_table",
     "sample_features",
     "sample_vectors",
     "summarize_confusion",

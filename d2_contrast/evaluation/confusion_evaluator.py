@@ -107,7 +107,8 @@ class ConfusionEvaluator(DatasetEvaluator):
         if self.distributed and not comm.is_main_process():
             return None
         results = self.summarize()
-        logger.info("Evaluation of %s:\n%s", self.metadata.name, self._table(results))
+        table = results_table(results, self.class_names, self.confusion)
+        logger.debug("Evaluation of %s:\n%s", self.metadata.name, table)
         labelled = self.confusion.sum(1)
         if note := describe_missing_classes(self.metadata, labelled, self._all_pixels - int(labelled.sum())):
             logger.warning("%s. Metrics leave such classes out where they are not predicted, either", note)
@@ -140,19 +141,19 @@ class ConfusionEvaluator(DatasetEvaluator):
             np.savez_compressed(f, confusion=self.confusion, class_names=np.array(self.class_names))
         write_json(os.path.join(self.output_dir, RESULTS_FILE), results)  # null for a class that does not occur
 
-    def _table(self, results: Mapping[str, float]) -> str:
-        share = self.confusion.sum(1) / max(self.confusion.sum(), 1)
-        classes = [
-            (name, results[f"IoU-{name}"], results[f"ACC-{name}"], 100 * s) for name, s in zip(self.class_names, share)
+
+def results_table(results: Mapping[str, float], class_names: Sequence[str], confusion: np.ndarray) -> str:
+    """Metrics of :func:`summarize_confusion` as text: a line for each class, then the means."""
+    share = confusion.sum(1) / max(confusion.sum(), 1)
+    classes = [(name, results[f"IoU-{name}"], results[f"ACC-{name}"], 100 * s) for name, s in zip(class_names, share)]
+    means = [(k, v) for k, v in results.items() if "-" not in k or k.startswith("mIoU-")]
+    style = {"floatfmt": ".2f", "tablefmt": "simple", "missingval": "-"}
+    return "\n\n".join(
+        [
+            tabulate(classes, ["class", "IoU (%)", "accuracy (%)", "pixels (%)"], **style),
+            tabulate(means, ["mean", "%"], **style),
         ]
-        means = [(k, v) for k, v in results.items() if "-" not in k or k.startswith("mIoU-")]
-        style = {"floatfmt": ".2f", "tablefmt": "simple", "missingval": "-"}
-        return "\n\n".join(
-            [
-                tabulate(classes, ["class", "IoU (%)", "accuracy (%)", "pixels (%)"], **style),
-                tabulate(means, ["mean", "%"], **style),
-            ]
-        )
+    )
 
 
 def predicted_classes(sem_seg: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ def alignment(points: LabelledVectors) -> float:
     """Mean squared distance of two vectors of a class, on the unit sphere; the mean over classes (0 to 4, 0 is best).
 
     Wang & Isola, ICML 2020, with the pairs of a class as positives. For n unit vectors with the sum s the mean over
-    pairs of |x - y|^2 = 2 - 2 x·y is 2 - 2 (|s|^2 - n) / (n (n - 1)).
+    pairs of ``|x - y|^2 = 2 - 2 x·y`` is ``2 - 2 (|s|^2 - n) / (n (n - 1))``.
     """
     units = points.units
     values = []
@@ -165,7 +165,7 @@ def alignment(points: LabelledVectors) -> float:
 
 
 def uniformity(points: LabelledVectors) -> float:
-    """Log of the mean of exp(-2 |x - y|^2) over pairs of vectors on the unit sphere (-8 to 0, lower is more uniform).
+    """Log of the mean of ``exp(-2 |x - y|^2)`` over pairs on the unit sphere (-8 to 0, lower is more uniform).
 
     Wang & Isola, ICML 2020.
     """

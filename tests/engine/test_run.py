@@ -191,5 +191,5 @@ def test_two_processes(write_config, tmp_path, pytestconfig, launcher):
     # Every image counts once, whichever process predicted it.
     results = json.loads(next((tmp_path / "output").glob("inference/*/sem_seg_results.json")).read_text())
     assert 0 <= results["mIoU"] <= 100
-    assert "World size: 2" in result.stdout
+    assert "2 x cpu" in result.stdout
     assert math.isfinite(last_values(tmp_path / "output")["total_loss"])

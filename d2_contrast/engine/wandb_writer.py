@@ -1,0 +1,47 @@
+"""Metrics of a run in Weights & Biases."""
+
+import math
+
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventWriter, get_event_storage
+
+from ..config import flatten
+from ..extras import import_extra
+
+
+class WandbWriter(EventWriter):
+    """Logs scalars to the project that WANDB.PROJECT names.
+
+    A run that is resumed goes on in the same record. Environment variables of Weights & Biases say where it is kept and
+    whether a network is needed, such as WANDB_MODE=offline.
+    """
+
+    def __init__(self, cfg: CfgNode, window_size: int = 20):
+        """
+        Args:
+            cfg: the config of the run.
+            window_size: iterations over which the median of smoothed values is taken.
+
+        Raises:
+            MissingExtraError: the package is not installed.
+        """
+        wandb = import_extra("wandb", "wandb")
+        self._run = wandb.init(
+            project=cfg.WANDB.PROJECT,
+            name=cfg.WANDB.NAME or None,
+            dir=cfg.OUTPUT_DIR,
+            config=flatten(cfg),
+            resume="auto",
+        )
+        self.window_size = window_size
+        self._written = -1
+
+    def write(self) -> None:
+        latest = get_event_storage().latest_with_smoothing_hint(self.window_size)
+        new = {name: value for name, (value, iteration) in latest.items() if iteration > self._written}
+        if new:
+            self._written = max(iteration for _, iteration in latest.values())
+            self._run.log({name: value for name, value in new.items() if math.isfinite(value)}, step=self._written)
+
+    def close(self) -> None:
+        self._run.finish()
