@@ -147,7 +147,7 @@ def _add_contrast(cfg: CN) -> None:
     # Scale the gradient of these losses so that its norm is this share of that of the pixel losses, in every step: the
     # weights above then matter among the terms, and for the projectors, alone. 0: leave it as the weights make it.
     cfg.MODEL.CONTRAST.BALANCE.SHARE = 0.0
-    # Where both point against each other, leave out the part of the former along the latter.
+    # Where the gradient of these losses points against that of the pixel losses, leave out its part along that one.
     cfg.MODEL.CONTRAST.BALANCE.REMOVE_CONFLICT = False
     # Log the norms of both gradients, as the weights make them, their ratio and their cosine every so many iterations;
     # 0: never.
@@ -181,8 +181,9 @@ def _add_contrast(cfg: CN) -> None:
     # right, and *_PER_GROUP count for each part of a class); "averages" (Hu et al., ICCV 2021: anchors are themselves
     # means of regions, in which what is hard counts more; SAMPLER, MAX_ANCHORS and *_PER_GROUP are not used).
     cfg.MODEL.CONTRAST.MEMORY.METHOD = ""
-    # Vectors that are kept of each class. In the papers ten pixels and one region for each training image.
+    # Vectors of pixels that are kept of each class. In the paper ten for each training image.
     cfg.MODEL.CONTRAST.MEMORY.PIXELS = 10000
+    # Means of regions that are kept of each class. In the papers one for each training image.
     cfg.MODEL.CONTRAST.MEMORY.REGIONS = 1000
     # Numbers of anchors and mean similarities of each scale are logged every so many iterations; 0: never.
     cfg.MODEL.CONTRAST.LOG_PERIOD = 20
