@@ -126,7 +126,8 @@ def _add_contrast(cfg: CN) -> None:
     cfg.MODEL.CONTRAST = CN()
     # Off: the network is trained with its pixel losses alone.
     cfg.MODEL.CONTRAST.ENABLED = False
-    # Names of the feature maps to contrast, among those that the backbone gives.
+    # Names of the feature maps to contrast, among those that the backbone gives; "res2+res3" stands for two of them,
+    # concatenated at the size of the first.
     cfg.MODEL.CONTRAST.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     # w_s of Eq. 3, one for each of IN_FEATURES. The paper: 1, 0.7, 0.4, 0.1 for strides 4, 8, 16, 32.
     cfg.MODEL.CONTRAST.SCALE_WEIGHTS = [1.0, 0.7, 0.4, 0.1]
@@ -139,6 +140,19 @@ def _add_contrast(cfg: CN) -> None:
     cfg.MODEL.CONTRAST.LOSS_WEIGHT_CROSS_SCALE = 0.1
     # Both weights grow linearly from 0 over this many iterations; 0: they are constant.
     cfg.MODEL.CONTRAST.WARMUP_ITERS = 0
+    # Both weights fall linearly to 0 at this iteration; 0: never.
+    cfg.MODEL.CONTRAST.DECAY_ITERS = 0
+    # BALANCE: how the gradients of these losses join those of the heads at the maps of IN_FEATURES, of which the head
+    # itself has to read one or more.
+    cfg.MODEL.CONTRAST.BALANCE = CN()
+    # Scale the gradient of these losses so that its norm is this share of that of the pixel losses, in every step: the
+    # weights above then matter among the terms, and for the projectors, alone. 0: leave it as the weights make it.
+    cfg.MODEL.CONTRAST.BALANCE.SHARE = 0.0
+    # Where the gradient of these losses points against that of the pixel losses, leave out its part along that one.
+    cfg.MODEL.CONTRAST.BALANCE.REMOVE_CONFLICT = False
+    # Log the norms of both gradients, as the weights make them, their ratio and their cosine every so many iterations;
+    # 0: never.
+    cfg.MODEL.CONTRAST.BALANCE.LOG_PERIOD = 0
     cfg.MODEL.CONTRAST.TEMPERATURE = 0.1
     # Anchors are drawn from groups, equally many from each. A group is a class in the batch ("class": the paper), or a
     # class in one image ("image_class": the authors' code).
@@ -160,6 +174,18 @@ def _add_contrast(cfg: CN) -> None:
     cfg.MODEL.CONTRAST.PROJECTOR_LAYERS = 2
     cfg.MODEL.CONTRAST.EMBEDDING_DIM = 256
     cfg.MODEL.CONTRAST.NORM = "BN"
+    # MEMORY: contrast the anchors of each scale with vectors of earlier batches instead of each other, as methods do
+    # that the paper compares with. Heads of this project alone.
+    cfg.MODEL.CONTRAST.MEMORY = CN()
+    # "" for none; "pixels", "regions" or "pixels+regions" (Wang et al., ICCV 2021: pixels and means of regions, of
+    # which an anchor meets the hardest; anchors are drawn in equal parts from pixels that are predicted wrong and
+    # right, and *_PER_GROUP count for each part of a class); "averages" (Hu et al., ICCV 2021: anchors are themselves
+    # means of regions, in which what is hard counts more; SAMPLER, MAX_ANCHORS and *_PER_GROUP are not used).
+    cfg.MODEL.CONTRAST.MEMORY.METHOD = ""
+    # Vectors of pixels that are kept of each class. In the paper ten for each training image.
+    cfg.MODEL.CONTRAST.MEMORY.PIXELS = 10000
+    # Means of regions that are kept of each class. In the papers one for each training image.
+    cfg.MODEL.CONTRAST.MEMORY.REGIONS = 1000
     # Numbers of anchors and mean similarities of each scale are logged every so many iterations; 0: never.
     cfg.MODEL.CONTRAST.LOG_PERIOD = 20
 

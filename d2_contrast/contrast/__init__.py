@@ -14,13 +14,17 @@ The words, from a feature map to a loss:
 
 ``ContrastiveBranch`` does all of it for the maps of a network. Its parts stand alone as well: ``Projector`` makes
 embeddings from maps, ``AnchorSampler`` draws anchor sets from embeddings, ``MultiScaleContrast`` computes the losses
-from either, and ``supervised_info_nce`` is the loss of one or two sets.
+from either, and ``supervised_info_nce`` is the loss of one or two sets. A ``ContrastMemory`` keeps vectors of earlier
+batches to contrast with, as the methods do that the paper compares with. ``GradientBalance`` says how the gradients of
+these losses join others at the maps.
 """
 
 from .anchor_set import AnchorSet
 from .branch import ContrastiveBranch
 from .criterion import MultiScaleContrast
+from .gradient_balance import GradientBalance
 from .info_nce import supervised_info_nce
+from .memory import AverageMemory, ClassRings, ContrastMemory, MinedMemory
 from .projector import Projector
 from .sampler import AnchorSampler, resize_labels
 from .statistics import describe_anchors
@@ -28,7 +32,12 @@ from .statistics import describe_anchors
 __all__ = [
     "AnchorSampler",
     "AnchorSet",
+    "AverageMemory",
+    "ClassRings",
+    "ContrastMemory",
     "ContrastiveBranch",
+    "GradientBalance",
+    "MinedMemory",
     "MultiScaleContrast",
     "Projector",
     "describe_anchors",

@@ -37,7 +37,8 @@ class ContrastiveBranch(nn.Module):
             project: "dense" or "anchors".
 
         Raises:
-            ValueError: projectors and scales differ, or project is neither of the two.
+            ValueError: projectors and scales differ, project is neither of the two, or a memory is to see nothing but
+                drawn positions.
         """
         super().__init__()
         if set(projectors) != set(criterion.scales):
@@ -46,40 +47,58 @@ class ContrastiveBranch(nn.Module):
             )
         if project not in get_args(Project):
             raise ValueError(f"project must be one of {get_args(Project)}, got {project!r}")
+        if project != "dense" and criterion.memories:
+            raise ValueError(f'project must be "dense" with a memory, which stores other vectors too, got {project!r}')
         self.projectors = nn.ModuleDict(projectors)
         self.criterion = criterion
         self.project = project
 
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the losses depend on what the segmentation predicts, which memories look at."""
+        return bool(self.criterion.memories)
+
     @eager_outside
     def forward(
-        self, features: Mapping[str, Tensor], labels: Tensor, iteration: int | None = None
+        self,
+        features: Mapping[str, Tensor],
+        labels: Tensor,
+        iteration: int | None = None,
+        logits: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The losses of a batch.
 
         Args:
             features: (N, C, h, w) by scale; other names are passed over.
             labels: (N, H, W), integer class ids.
-            iteration: iterations done, from 0; drives the warm-up alone.
+            iteration: iterations done, from 0; drives warm-up and decay alone.
+            logits: (N, K, H', W'), of the segmentation, if ``needs_logits``.
 
         Returns:
             Weighted scalar losses by name, see ``MultiScaleContrast``.
 
         Raises:
-            ValueError: a scale is missing, shapes do not fit, or the warm-up lacks its iteration.
+            ValueError: a scale is missing, shapes do not fit, the iteration is missing, or a memory lacks the logits.
         """
-        return self.losses(self.sample(features, labels), iteration)
+        return self.losses(self.sample(features, labels, logits), iteration)
 
     @eager_outside
-    def sample(self, features: Mapping[str, Tensor], labels: Tensor) -> dict[str, AnchorSet]:
+    def sample(
+        self, features: Mapping[str, Tensor], labels: Tensor, logits: Tensor | None = None
+    ) -> dict[str, AnchorSet]:
         """The first half of forward: the anchors of each scale, for ``losses`` and, say, ``describe_anchors``."""
-        self.criterion.check_names("features", features)
-        sampler = self.criterion.sampler
+        criterion = self.criterion
+        criterion.check_names("features", features)
         if self.project == "dense":
-            hidden = self._hidden_maps(features)
-            return {scale: sampler(hidden[scale], labels, self._projector(scale).last) for scale in hidden}
+            maps = self._hidden_maps(features)
+            return {
+                scale: criterion.draw(scale, maps[scale], labels, self._projector(scale).last, logits) for scale in maps
+            }
         return {
-            scale: sampler(features[scale], labels, _projection_of_drawn(self._projector(scale), features[scale]))
-            for scale in self.criterion.scales
+            scale: criterion.draw(
+                scale, features[scale], labels, _projection_of_drawn(self._projector(scale), features[scale])
+            )
+            for scale in criterion.scales
         }
 
     @eager

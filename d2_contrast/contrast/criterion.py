@@ -1,12 +1,14 @@
 """The multi-scale and cross-scale contrastive losses (Pissas et al., ECCV 2022, Eq. 3-4)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import cast
 
 from torch import Tensor, nn
 
 from .anchor_set import AnchorSet
 from .eager import eager
 from .info_nce import check_temperature, info_nce
+from .memory import ContrastMemory
 from .sampler import AnchorSampler
 
 __all__ = ["MultiScaleContrast"]
@@ -29,6 +31,8 @@ class MultiScaleContrast(nn.Module):
         cs_weight: float = 0.1,
         temperature: float = 0.1,
         warmup_iters: int = 0,
+        decay_iters: int = 0,
+        memories: Mapping[str, ContrastMemory] | None = None,
     ):
         """
         Args:
@@ -39,9 +43,13 @@ class MultiScaleContrast(nn.Module):
             cs_weight: weight of the sum of cross-scale terms.
             temperature: tau of all terms.
             warmup_iters: both weights grow linearly from 0 over this many iterations; 0 for none.
+            decay_iters: both weights fall linearly to 0 at this iteration; 0 for never.
+            memories: for scales whose term contrasts anchors with what a memory holds, instead of with each other; None
+                for none.
 
         Raises:
-            ValueError: scales or pairs are no mappings, a pair has an unknown name, or a number is out of range.
+            ValueError: scales or pairs are no mappings, a pair or a memory has an unknown name, anchors are gathered
+                although there is a memory, or a number is out of range.
         """
         super().__init__()
         if not isinstance(scales, Mapping) or not scales:
@@ -52,9 +60,13 @@ class MultiScaleContrast(nn.Module):
         for pair in pairs:
             if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(scales):
                 raise ValueError(f"pairs must be of two different names from {list(scales)}, got {pair!r}")
-        if warmup_iters < 0:
-            raise ValueError(f"warmup_iters must be at least 0, got {warmup_iters}")
+        for name, count in (("warmup_iters", warmup_iters), ("decay_iters", decay_iters)):
+            if count < 0:
+                raise ValueError(f"{name} must be at least 0, got {count}")
         check_temperature(temperature)
+        memories = {} if memories is None else memories
+        if not set(memories) <= set(scales):
+            raise ValueError(f"memories must be of some of {list(scales)}, got some for {list(memories)}")
         self.scales = dict(scales)
         self.pairs = dict(pairs)
         self.sampler = sampler or AnchorSampler()
@@ -62,26 +74,57 @@ class MultiScaleContrast(nn.Module):
         self.cs_weight = cs_weight
         self.temperature = temperature
         self.warmup_iters = warmup_iters
+        self.decay_iters = decay_iters
+        self.memories = nn.ModuleDict(memories)
+        if memories and self.sampler.gather:
+            raise ValueError("gather must be off with a memory, which all processes fill and share")
 
     def forward(
-        self, embeddings: Mapping[str, Tensor], labels: Tensor, iteration: int | None = None
+        self,
+        embeddings: Mapping[str, Tensor],
+        labels: Tensor,
+        iteration: int | None = None,
+        logits: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Draw anchors from maps of embeddings and contrast them.
 
         Args:
             embeddings: (N, D, h, w) by scale, one D for all; they are normalised here. Other names are passed over.
             labels: (N, H, W), integers.
-            iteration: iterations done, from 0; drives the warm-up alone.
+            iteration: iterations done, from 0; drives warm-up and decay alone.
+            logits: (N, K, H', W'), of the segmentation; memories alone need them.
 
         Returns:
             Weighted scalar losses "loss_contrast_s" and "loss_contrast_s_t".
 
         Raises:
-            ValueError: a scale is missing, shapes do not fit, anchors are not finite, or the warm-up lacks its
-                iteration.
+            ValueError: a scale is missing, shapes do not fit, anchors are not finite, the iteration is missing, or a
+                memory lacks the logits.
         """
         self.check_names("embeddings", embeddings)
-        return self.terms({scale: self.sampler(embeddings[scale], labels) for scale in self.scales}, iteration)
+        sets = {scale: self.draw(scale, embeddings[scale], labels, logits=logits) for scale in self.scales}
+        return self.terms(sets, iteration)
+
+    @eager
+    def draw(
+        self,
+        scale: str,
+        maps: Tensor,
+        labels: Tensor,
+        project: Callable[[Tensor], Tensor] | None = None,
+        logits: Tensor | None = None,
+    ) -> AnchorSet:
+        """Make the anchors of one scale: the sampler draws them, or its memory makes them.
+
+        Args:
+            scale: its name.
+            maps: (N, D, h, w), or (N, C, h, w) in front of project.
+            labels, logits: see forward.
+            project: maps vectors at some positions, (A, C), to embeddings (A, D).
+        """
+        if scale not in self.memories:
+            return self.sampler(maps, labels, project)
+        return self._memory(scale).draw(maps, labels, self.sampler, project, logits)
 
     @eager
     def terms(
@@ -98,10 +141,10 @@ class MultiScaleContrast(nn.Module):
             As forward.
 
         Raises:
-            ValueError: a scale is missing, anchors are not sound, or the warm-up lacks its iteration.
+            ValueError: a scale is missing, anchors are not sound, or the iteration is missing.
         """
         self.check_names("anchor_sets", anchor_sets)
-        warmup = self._warmup(iteration)
+        factor = self.schedule(iteration)
         sets = {}
         for scale in self.scales:
             vectors, labels = anchor_sets[scale]
@@ -110,11 +153,14 @@ class MultiScaleContrast(nn.Module):
                 sets[scale].check(f"scale {scale!r}")
         losses = {}
         for scale, weight in self.scales.items():
-            loss = info_nce(sets[scale], None, self.temperature)
-            losses[f"loss_contrast_{scale}"] = warmup * self.ms_weight * weight * loss
+            if scale in self.memories:
+                loss = self._memory(scale).contrast(sets[scale], self.temperature)
+            else:
+                loss = info_nce(sets[scale], None, self.temperature)
+            losses[f"loss_contrast_{scale}"] = factor * self.ms_weight * weight * loss
         for (scale, other), weight in self.pairs.items():
             loss = info_nce(sets[scale], sets[other], self.temperature)
-            losses[f"loss_contrast_{scale}_{other}"] = warmup * self.cs_weight * weight * loss
+            losses[f"loss_contrast_{scale}_{other}"] = factor * self.cs_weight * weight * loss
         return losses
 
     def check_names(self, what: str, named: Mapping[str, object]) -> None:
@@ -123,9 +169,19 @@ class MultiScaleContrast(nn.Module):
         if missing:
             raise ValueError(f"{what} lack {missing}, they have {list(named)}")
 
-    def _warmup(self, iteration: int | None) -> float:
-        if not self.warmup_iters:
+    def _memory(self, scale: str) -> ContrastMemory:
+        return cast(ContrastMemory, self.memories[scale])
+
+    def schedule(self, iteration: int | None) -> float:
+        """The factor of both weights, from 0 to 1, by warm-up and decay.
+
+        Raises:
+            ValueError: there is one of them, and no iteration.
+        """
+        used = [name for name in ("warmup_iters", "decay_iters") if getattr(self, name)]
+        if not used:
             return 1.0
         if iteration is None:
-            raise ValueError(f"warmup_iters is {self.warmup_iters}: forward needs the iteration")
-        return min(1.0, iteration / self.warmup_iters)
+            raise ValueError(f"{used[0]} is {getattr(self, used[0])}: forward needs the iteration")
+        growth = min(1.0, iteration / self.warmup_iters) if self.warmup_iters else 1.0
+        return growth * (max(0.0, 1.0 - iteration / self.decay_iters) if self.decay_iters else 1.0)

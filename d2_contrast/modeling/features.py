@@ -8,6 +8,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from .layers import concat_at_finest
+
 
 def select_features(shapes: Mapping[str, ShapeSpec], names: Iterable[str], key: str) -> dict[str, ShapeSpec]:
     """Return the entries ``names`` of a backbone's ``output_shape()``, in the order of ``names``.
@@ -25,6 +27,26 @@ def select_features(shapes: Mapping[str, ShapeSpec], names: Iterable[str], key: 
     if unknown or not names:
         raise ValueError(f"{key} is {names}: the backbone gives {list(shapes)}, not {unknown or 'an empty list'}")
     return {name: shapes[name] for name in names}
+
+
+def join_shapes(shapes: Mapping[str, ShapeSpec], names: Iterable[str], key: str) -> dict[str, ShapeSpec]:
+    """Do what :func:`select_features` does, where "a+b" stands for maps that :func:`join_features` concatenates."""
+    joined = {}
+    for name in list(names) or [""]:
+        parts = select_features(shapes, name.split("+") if name else [], key).values()
+        joined[name] = ShapeSpec(channels=sum(part.channels for part in parts), stride=next(iter(parts)).stride)
+    return joined
+
+
+def part_names(names: Iterable[str]) -> list[str]:
+    """The names of the maps of a backbone that these stand for, each once; "a+b" stands for two."""
+    return list(dict.fromkeys(part for name in names for part in name.split("+")))
+
+
+def join_features(features: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The maps, and besides "a+b" for each such name: these two, concatenated at the size of the first."""
+    joined = {name: concat_at_finest([features[part] for part in name.split("+")]) for name in names if "+" in name}
+    return {**features, **joined}
 
 
 def contrasted_features(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> list[str]:

@@ -16,10 +16,20 @@ from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from d2_contrast.contrast import AnchorSampler, ContrastiveBranch, MultiScaleContrast, Projector, describe_anchors
+from d2_contrast.contrast import (
+    AnchorSampler,
+    AverageMemory,
+    ContrastiveBranch,
+    ContrastMemory,
+    GradientBalance,
+    MinedMemory,
+    MultiScaleContrast,
+    Projector,
+    describe_anchors,
+)
 
-from .features import normalise_images, pad_batch, select_features
-from .heads import build_aux_head
+from .features import join_features, join_shapes, normalise_images, pad_batch, part_names, select_features
+from .heads import SemSegHead, build_aux_head
 from .layers import allow_single_values, resize
 
 # Parts that only training needs, by the first part of the names of their tensors.
@@ -39,20 +49,35 @@ class ContrastiveSegmentor(SemanticSegmentor):
         *,
         aux_head: nn.Module | None = None,
         contrast: ContrastiveBranch | None = None,
+        balance: GradientBalance | None = None,
         log_period: int = 20,
+        balance_log_period: int = 0,
         **kwargs,
     ):
         """
         Args:
             aux_head: a second segmentation head.
             contrast: the contrastive losses of feature maps.
+            balance: how the gradients of the contrastive losses join those of the heads; None for their sum.
             log_period: iterations between two logs of the anchors' statistics; 0 for none.
+            balance_log_period: iterations between two logs of the norms of both gradients; 0 for none.
             kwargs: see SemanticSegmentor.
+
+        Raises:
+            ValueError: the losses need to know what is predicted, and the head does not say it in training.
         """
         super().__init__(**kwargs)
+        if contrast is not None and contrast.needs_logits and not isinstance(self.sem_seg_head, SemSegHead):
+            raise ValueError(
+                "MODEL.CONTRAST.MEMORY.METHOD looks at predictions, which MODEL.SEM_SEG_HEAD.NAME "
+                f"{type(self.sem_seg_head).__name__} does not give in training: take a head of this project, "
+                "such as UPerHead"
+            )
         self.aux_head = aux_head
         self.contrast = contrast
+        self.balance = balance
         self.log_period = log_period
+        self.balance_log_period = balance_log_period
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -70,7 +95,9 @@ class ContrastiveSegmentor(SemanticSegmentor):
             args["aux_head"] = build_aux_head(cfg, shapes)
         if cfg.MODEL.CONTRAST.ENABLED:
             args["contrast"] = build_contrast(cfg, shapes)
+            args["balance"] = build_balance(cfg)
             args["log_period"] = cfg.MODEL.CONTRAST.LOG_PERIOD
+            args["balance_log_period"] = cfg.MODEL.CONTRAST.BALANCE.LOG_PERIOD
         return args
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
@@ -91,20 +118,25 @@ class ContrastiveSegmentor(SemanticSegmentor):
         targets = pad_batch(
             self, [x["sem_seg"].to(self.device) for x in batched_inputs], self.sem_seg_head.ignore_value
         )
-        _, losses = self.sem_seg_head(features, targets.tensor)
+        contrasted = features
+        if self.contrast is not None and self.balance is not None:
+            features, contrasted = self._split(self.balance, self.contrast.criterion, features)
+        logits, losses = self.sem_seg_head(features, targets.tensor)
         if self.aux_head is not None:
             _, aux_losses = self.aux_head(features, targets.tensor)
             for name, loss in aux_losses.items():
                 name = "loss_aux_" + name.removeprefix("loss_")  # which the head itself may have, as OCRHead does
                 losses[name] = losses[name] + loss if name in losses else loss
         if self.contrast is not None:
-            losses.update(self._contrast(self.contrast, features, targets.tensor))
+            losses.update(self._contrast(self.contrast, contrasted, targets.tensor, logits))
         return losses
 
     @torch.no_grad()
     def embed(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Project feature maps to unit-length embeddings, {name: (N, D, h, w)}; {} without contrastive branch."""
-        return {} if self.contrast is None else self.contrast.embed(features)
+        if self.contrast is None:
+            return {}
+        return self.contrast.embed(join_features(features, self.contrast.criterion.scales))
 
     def _to_outputs(self, logits: Tensor, images: ImageList, batched_inputs: list[dict]) -> list[dict]:
         # A head multiplies the size of a map by its stride, which is the size of the images only where that divides it.
@@ -115,13 +147,29 @@ class ContrastiveSegmentor(SemanticSegmentor):
             for x, size, inputs in zip(logits, images.image_sizes, batched_inputs)
         ]
 
+    @torch.compiler.disable(recursive=False)  # reads the iteration and writes logs
+    def _split(
+        self, balance: GradientBalance, criterion: MultiScaleContrast, features: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        iteration = None
+        if has_event_storage():
+            storage = get_event_storage()
+            iteration = storage.iter
+            measured = balance.take_measured()  # in the backward pass before
+            storage.put_scalars(smoothing_hint=False, **{f"gradient/{name}": x for name, x in measured.items()})
+            balance.measure = bool(self.balance_log_period) and iteration % self.balance_log_period == 0
+        return balance.split(features, part_names(criterion.scales), criterion.schedule(iteration))
+
     @torch.compiler.disable(recursive=False)  # reads the iteration and writes logs; what it calls may be compiled
-    def _contrast(self, branch: ContrastiveBranch, features: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
+    def _contrast(
+        self, branch: ContrastiveBranch, features: dict[str, Tensor], targets: Tensor, logits: Tensor | None
+    ) -> dict[str, Tensor]:
+        features = join_features(features, branch.criterion.scales)
         storage = get_event_storage() if has_event_storage() else None
         iteration = storage.iter if storage else None
         if not storage or not self.log_period or iteration % self.log_period:
-            return branch(features, targets, iteration)
-        anchor_sets = branch.sample(features, targets)
+            return branch(features, targets, iteration, logits)
+        anchor_sets = branch.sample(features, targets, logits)
         # A similarity is NaN where a scale has no pair of that kind: there is nothing to log then.
         stats = {name: float(value) for name, value in describe_anchors(anchor_sets).items()}
         storage.put_scalars(smoothing_hint=False, **{name: value for name, value in stats.items() if value == value})
@@ -135,7 +183,12 @@ _KEYS = {
     "pairs": "CROSS_SCALE_PAIRS",
     "ms_weight": "LOSS_WEIGHT_MULTI_SCALE",
     "cs_weight": "LOSS_WEIGHT_CROSS_SCALE",
+    "pixels": "MEMORY.PIXELS",
+    "regions": "MEMORY.REGIONS",
 }
+# What each of MODEL.CONTRAST.MEMORY.METHOD keeps.
+_MEMORIES = {"": (), "pixels": ("pixels",), "regions": ("regions",), "pixels+regions": ("pixels", "regions")}
+_AVERAGES = "averages"
 
 
 def build_contrast(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> ContrastiveBranch:
@@ -152,7 +205,7 @@ def build_contrast(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> Contrastive
                 shape.channels, contrast.EMBEDDING_DIM, contrast.PROJECTOR_LAYERS, lambda c: get_norm(contrast.NORM, c)
             )
         )
-        for name, shape in select_features(shapes, names, "MODEL.CONTRAST.IN_FEATURES").items()
+        for name, shape in join_shapes(shapes, names, "MODEL.CONTRAST.IN_FEATURES").items()
     }
     try:
         sampler = AnchorSampler(
@@ -171,11 +224,45 @@ def build_contrast(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> Contrastive
             cs_weight=contrast.LOSS_WEIGHT_CROSS_SCALE,
             temperature=contrast.TEMPERATURE,
             warmup_iters=contrast.WARMUP_ITERS,
+            decay_iters=contrast.DECAY_ITERS,
+            memories=_build_memories(cfg),
         )
         return ContrastiveBranch(projectors, criterion, contrast.PROJECT)
     except ValueError as error:
         argument, _, problem = str(error).partition(" ")
         raise ValueError(f"MODEL.CONTRAST.{_KEYS.get(argument, argument.upper())} {problem}") from error
+
+
+def build_balance(cfg: CfgNode) -> GradientBalance | None:
+    """Build what ``cfg.MODEL.CONTRAST.BALANCE`` describes, None if it asks for nothing.
+
+    Raises:
+        ValueError: a key is out of range, or the head reads no map that is contrasted.
+    """
+    balance = cfg.MODEL.CONTRAST.BALANCE
+    if not (balance.SHARE or balance.REMOVE_CONFLICT or balance.LOG_PERIOD):
+        return None
+    read = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
+    if not set(read) & set(part_names(cfg.MODEL.CONTRAST.IN_FEATURES)):
+        raise ValueError(
+            "MODEL.CONTRAST.BALANCE compares gradients at maps that the head reads as well, but "
+            f"MODEL.CONTRAST.IN_FEATURES has none of {read}: contrast maps of the head, or leave BALANCE as it is"
+        )
+    try:
+        return GradientBalance(balance.SHARE, balance.REMOVE_CONFLICT)
+    except ValueError as error:
+        raise ValueError(f"MODEL.CONTRAST.BALANCE.{str(error).replace('share', 'SHARE', 1)}") from error
+
+
+def _build_memories(cfg: CfgNode) -> dict[str, ContrastMemory]:
+    contrast, num_classes = cfg.MODEL.CONTRAST, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    memory, dim = contrast.MEMORY, contrast.EMBEDDING_DIM
+    if memory.METHOD == _AVERAGES:
+        return {name: AverageMemory(num_classes, dim, memory.REGIONS) for name in contrast.IN_FEATURES}
+    if memory.METHOD not in _MEMORIES:
+        raise ValueError(f"MEMORY.METHOD must be one of {[*_MEMORIES, _AVERAGES]}, got {memory.METHOD!r}")
+    sizes = {kind: memory[kind.upper()] for kind in _MEMORIES[memory.METHOD]}
+    return {name: MinedMemory(num_classes, dim, sizes) for name in contrast.IN_FEATURES} if sizes else {}
 
 
 def _weigh(key: str, names: Sequence, weights_key: str, weights: Sequence[float]) -> dict:

@@ -129,6 +129,22 @@ def test_warm_up_scales_all_terms_linearly():
         losses(None, 100)
 
 
+def test_decay_ends_all_terms():
+    embeddings, labels = batch()
+
+    def losses(iteration, **options):
+        torch.manual_seed(0)
+        return MultiScaleContrast(SCALES, PAIRS, **options)(embeddings, labels, iteration)
+
+    full = losses(None)
+    for iteration, factor in ((0, 1.0), (50, 0.75), (200, 0.0), (300, 0.0)):
+        torch.testing.assert_close(losses(iteration, decay_iters=200), {k: factor * v for k, v in full.items()})
+    both = losses(50, decay_iters=200, warmup_iters=100)
+    torch.testing.assert_close(both, {k: 0.5 * 0.75 * v for k, v in full.items()})
+    with pytest.raises(ValueError, match="decay_iters is 200: forward needs the iteration"):
+        losses(None, decay_iters=200)
+
+
 def test_other_embeddings_are_passed_over_and_a_missing_one_is_named():
     embeddings, labels = batch()
     criterion = MultiScaleContrast({"p2": 1, "p5": 1})
@@ -149,6 +165,7 @@ def test_other_embeddings_are_passed_over_and_a_missing_one_is_named():
         (dict(pairs={("p2", "p2"): 1}), "pairs must be of two different names"),
         (dict(pairs={("p2", "p3", "p5"): 1}), "pairs must be of two different names"),
         (dict(warmup_iters=-1), "warmup_iters must be at least 0"),
+        (dict(decay_iters=-1), "decay_iters must be at least 0"),
         (dict(temperature=0), "temperature must be at least 0.002"),
     ],
 )

@@ -177,3 +177,21 @@ def _without_network(create_model):
         return create_model(*args, pretrained=pretrained, **kwargs)
 
     return create
+
+
+def test_memories_go_on(make_cfg, tmp_path):
+    """They are in the checkpoint, must fit it, and are not needed to evaluate."""
+    memory = ["MODEL.CONTRAST.MEMORY.METHOD", "pixels+regions", "MODEL.CONTRAST.MEMORY.REGIONS", 9]
+    train(make_cfg(*memory, "SOLVER.MAX_ITER", 2))
+    saved = torch.load(tmp_path / "output/model_final.pth", weights_only=True)["model"]
+    trainer = Trainer(make_cfg(*memory, resume=True))
+    trainer.resume_or_load(resume=True)
+    rings = {name: buffer for name, buffer in trainer.network.named_buffers() if ".rings." in name}
+    assert len(rings) == 4 * 2 * 2  # scales, kinds, vectors and their number
+    assert all(torch.equal(buffer, saved[name]) for name, buffer in rings.items())
+    assert all(buffer.sum() > 0 for name, buffer in rings.items() if name.endswith("stored"))
+    other = [*memory[:-1], 5]
+    with pytest.raises(ValueError, match="rings.regions.vectors of the network has the shape .*REGIONS 9 there"):
+        Trainer(make_cfg(*other, resume=True)).resume_or_load(resume=True)
+    weights = ["MODEL.WEIGHTS", tmp_path / "output/model_final.pth", "OUTPUT_DIR", tmp_path / "evaluated"]
+    assert "sem_seg" in evaluate(make_cfg(*weights, eval_only=True))

@@ -30,6 +30,7 @@ CONTEXT = dict(lr=0.001, weight_decay=1e-4, norm_decay=1e-4, batch=16, iteration
 RECIPES = {
     "cityscapes/hrnet_w48_bs12_120k": SGD | CITYSCAPES,
     "cityscapes/hrnet_w48_contrast_bs12_120k": SGD | CITYSCAPES,
+    "cityscapes/hrnet_w48_contrast_average_memory": SGD | CITYSCAPES,
     "cityscapes/hrnet_w48_trainval": SGD | CITYSCAPES | dict(lr=0.001),
     "cityscapes/hrnet_w48_contrast_trainval": SGD | CITYSCAPES | dict(lr=0.001),
     "cityscapes/hrnet_w48": SGD | CITYSCAPES | dict(batch=8, iterations=40_000),
@@ -96,7 +97,7 @@ def test_model_zoo_lists_every_config():
     assert listed == {name for name in FILES if not name.startswith("shapes/")}
 
 
-@pytest.mark.parametrize("name", [name for name in PAPER if "contrast" in name])
+@pytest.mark.parametrize("name", [name for name in PAPER if "contrast" in name and "memory" not in name])
 def test_losses_of_the_paper(name):
     contrast = load_config(str(CONFIGS / name)).MODEL.CONTRAST
     assert contrast.TEMPERATURE == 0.1 and contrast.EMBEDDING_DIM == 256 and contrast.SAMPLER == "class"
@@ -114,16 +115,47 @@ def test_losses_of_the_paper(name):
     assert contrast.CROSS_SCALE_WEIGHTS == [1.0] * len(pairs)
 
 
+# Method, vectors of each class (10 and 1 for each of 2975 images), weight, temperature and layers of the projector.
+MEMORIES = {
+    "pixel_memory_bs8_40k": ("pixels", 29750, None, 1.0, 0.1, 1),
+    "region_pixel_memory_bs8_40k": ("pixels+regions", 29750, 2975, 1.0, 0.1, 1),
+    "average_memory_bs12_120k": ("averages", None, 2975, 0.1, 0.2, 0),
+}
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_memories_of_the_papers(name):
+    contrast = load_config(str(CONFIGS / f"cityscapes/hrnet_w48_contrast_{name}.yaml")).MODEL.CONTRAST
+    method, pixels, regions, weight, temperature, layers = MEMORIES[name]
+    memory = contrast.MEMORY
+    assert memory.METHOD == method and memory.PIXELS == (pixels or 10000) and memory.REGIONS == (regions or 1000)
+    assert (contrast.LOSS_WEIGHT_MULTI_SCALE, contrast.TEMPERATURE) == (weight, temperature)
+    assert (contrast.PROJECTOR_LAYERS, contrast.EMBEDDING_DIM) == (layers, 256)
+    assert contrast.IN_FEATURES == ["res2+res3+res4+res5"] and not contrast.CROSS_SCALE_PAIRS
+    if weight == 1.0:
+        assert contrast.WARMUP_ITERS == 5000 and contrast.MIN_PER_GROUP == contrast.MAX_PER_GROUP == 25
+
+
 @pytest.mark.parametrize("name", [name for name in (*PAPER, *CAMVID) if "contrast" in name])
 def test_twin_differs_in_the_contrastive_losses_alone(name):
     twin = next(
         twin
-        for part in ("_contrast_one_pair", "_contrast_multi_scale", "_contrast_one_scale", "_contrast")
+        for part in (
+            "_contrast_one_pair",
+            "_contrast_multi_scale",
+            "_contrast_one_scale",
+            "_contrast_pixel_memory",
+            "_contrast_region_pixel_memory",
+            "_contrast_average_memory",
+            "_contrast",
+        )
         if (twin := name.replace(part, "")) != name
     )
     ours, baseline = load_config(str(CONFIGS / name)), load_config(str(CONFIGS / twin))
     for cfg in (ours, baseline):
         cfg.MODEL.CONTRAST = None
+        if "average" in name:  # whose method has an auxiliary loss
+            cfg.MODEL.AUX_HEAD.NAME = ""
         cfg.OUTPUT_DIR = cfg.MODEL.WEIGHTS = ""
     assert ours == baseline
 

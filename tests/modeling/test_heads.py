@@ -7,7 +7,16 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 
 from d2_contrast.config import default_config
-from d2_contrast.modeling.heads import ASPPHead, FCNHead, HRNetHead, OCRHead, UPerHead, build_aux_head
+from d2_contrast.contrast import Projector
+from d2_contrast.modeling.heads import (
+    ASPPHead,
+    DeepSupervisionHead,
+    FCNHead,
+    HRNetHead,
+    OCRHead,
+    UPerHead,
+    build_aux_head,
+)
 from d2_contrast.modeling.pixel_losses import CrossEntropy, LovaszSoftmax
 
 K = 3
@@ -61,7 +70,7 @@ def test_logits_and_losses(name):
         if isinstance(module, nn.Dropout2d):
             module.p = 0.0
     result, losses = head.train()(maps, targets)
-    assert result is None
+    torch.testing.assert_close(F.interpolate(result, scale_factor=stride, mode="bilinear"), logits)
     expected = F.cross_entropy(logits, targets, ignore_index=255)
     torch.testing.assert_close(losses["loss_sem_seg"], expected)
 
@@ -120,6 +129,39 @@ def test_first_prediction_of_ocr_is_supervised():
     _, losses = head(maps, targets)
     aux = F.interpolate(head.aux(maps["res2"]), size=(32, 48), mode="bilinear", align_corners=False)
     torch.testing.assert_close(losses["loss_aux_sem_seg"], 0.4 * F.cross_entropy(aux, targets))
+
+
+def test_deep_supervision():
+    """Cross entropy of each map behind what the contrastive losses have there; predictions are those of the first."""
+    names = ["res2", "res4"]
+    shapes = {name: SHAPES[name] for name in names}
+    head = make(DeepSupervisionHead, shapes, channels=5, scale_weights=[1.0, 0.3], norm="BN", loss_weight=0.5)
+    maps, targets = features(), torch.randint(0, K, (2, 32, 48))
+    logits, losses = head(maps, targets)
+    torch.manual_seed(0)
+    expected = {}
+    for name, weight in zip(names, [1.0, 0.3]):
+        projector, classifier = Projector(SHAPES[name].channels, 5), nn.Conv2d(5, K, 1)
+        x = F.interpolate(classifier(projector(maps[name])), size=(32, 48), mode="bilinear", align_corners=False)
+        expected[f"loss_{name}"] = 0.5 * weight * F.cross_entropy(x, targets)
+    torch.testing.assert_close(losses, expected)
+    assert logits.shape == (2, K, 8, 12)
+    assert head.eval()(maps)[0].shape == (2, K, 32, 48)
+
+
+def test_deep_supervision_as_auxiliary_head():
+    cfg = config("MODEL.AUX_HEAD.NAME", "DeepSupervisionHead", "MODEL.AUX_HEAD.IN_FEATURES", [*SHAPES])
+    cfg.merge_from_list(["MODEL.AUX_HEAD.CONVS_DIM", 6, "MODEL.CONTRAST.SCALE_WEIGHTS", [1.0, 0.5, 0.1]])
+    cfg.merge_from_list(["MODEL.CONTRAST.PROJECTOR_LAYERS", 1])
+    head = build_aux_head(cfg, SHAPES)
+    assert head.scale_weights == {"res2": 1.0, "res3": 0.5, "res4": 0.1} and head.loss_weight == 0.4
+    projectors = {name: classifier[0] for name, classifier in head.classifiers.items()}
+    assert all(len(p.hidden) == 3 and p.last.out_features == 6 for p in projectors.values())
+    cfg.merge_from_list(["MODEL.CONTRAST.SCALE_WEIGHTS", [1.0]])
+    with pytest.raises(
+        ValueError, match="MODEL.CONTRAST.SCALE_WEIGHTS is .1.0.: .* needs one for each of MODEL.AUX_HE"
+    ):
+        build_aux_head(cfg, SHAPES)
 
 
 def test_loss_weight():

@@ -150,6 +150,139 @@ def test_contradictory_configs(key, value, message):
         ContrastiveSegmentor(small_config(UPER, **{f"MODEL__{key}": value}))
 
 
+METHODS = ["pixels", "regions", "pixels+regions", "averages"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", [UPER, "cadis/ocrnet_r50_task2_contrast_bs8_50e.yaml"])
+def test_memories(name, method):
+    """The first batch fills them, the second is contrasted with it; what is logged changes nothing."""
+    scales = load_names(name)
+    losses = []
+    for period in (0, 1):
+        model = small_model(name, MODEL__CONTRAST__MEMORY__METHOD=method, MODEL__CONTRAST__LOG_PERIOD=period)
+        torch.manual_seed(0)
+        with EventStorage():
+            first, second = (model(make_batch((64, 64), (64, 96), seed=seed)) for seed in (0, 1))
+        losses.append(second)
+        assert all(first[f"loss_contrast_{scale}"] == 0 < second[f"loss_contrast_{scale}"] for scale in scales)
+        sum(second.values()).backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert losses[0] == losses[1]
+    assert all(key.startswith("contrast.") for key in model.state_dict() if ".rings." in key)
+
+
+def load_names(name):
+    return small_config(name).MODEL.CONTRAST.IN_FEATURES
+
+
+def test_a_memory_looks_at_what_the_head_predicts():
+    """Logits of the training pass, at the stride of the head; none are needed without a memory."""
+    model = small_model(UPER, MODEL__CONTRAST__MEMORY__METHOD="averages")
+    seen = {}
+    model.contrast.register_forward_pre_hook(lambda module, args: seen.update(logits=args[3]))
+    model.sem_seg_head.predictor.register_forward_hook(lambda module, args, output: seen.update(expected=output))
+    model(make_batch((64, 96), (64, 96)))
+    assert torch.equal(seen["logits"], seen["expected"]) and seen["logits"].shape == (2, 5, 16, 24)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("METHOD", "queue", r"MODEL.CONTRAST.MEMORY.METHOD must be one of \['', 'pixels', .*'averages'\], got 'queue'"),
+        ("PIXELS", 0, "MODEL.CONTRAST.MEMORY.PIXELS must be at least 1 vector of each class, got 0"),
+        ("REGIONS", -1, "MODEL.CONTRAST.MEMORY.REGIONS must be at least 1 vector of each class, got -1"),
+    ],
+)
+def test_contradictory_memories(key, value, message):
+    options = {"METHOD": "pixels+regions", key: value}
+    with pytest.raises(ValueError, match=message):
+        small_model(UPER, **{f"MODEL__CONTRAST__MEMORY__{k}": v for k, v in options.items()})
+
+
+def test_what_a_memory_does_not_go_with():
+    with pytest.raises(ValueError, match="MODEL.CONTRAST.GATHER must be off with a memory"):
+        small_model(UPER, MODEL__CONTRAST__MEMORY__METHOD="pixels", MODEL__CONTRAST__GATHER=True)
+    with pytest.raises(ValueError, match='MODEL.CONTRAST.PROJECT must be "dense" with a memory'):
+        small_model(UPER, MODEL__CONTRAST__MEMORY__METHOD="pixels", MODEL__CONTRAST__PROJECT="anchors")
+    with pytest.raises(ValueError, match="MEMORY.METHOD looks at predictions, .*SemSegFPNHead does not give"):
+        small_model("shapes/fpn_r18_contrast.yaml", MODEL__CONTRAST__MEMORY__METHOD="pixels")
+
+
+PYRAMID = "ade20k/uper_swin_t_contrast_bs16_160k.yaml"
+
+
+def gradients_of(iteration=0, **options):
+    """Gradients of the backbone and of all else, for the same batch and draws."""
+    model = small_model(PYRAMID, MODEL__SEM_SEG_HEAD__DROPOUT=0.0, MODEL__AUX_HEAD__DROPOUT=0.0, **options)
+    torch.manual_seed(0)
+    with EventStorage(iteration):
+        losses = model(make_batch((64, 64), (64, 96)))
+        sum(losses.values()).backward()
+    parts = {True: {}, False: {}}
+    for name, p in model.named_parameters():
+        parts[name.startswith("backbone.")][name] = p.grad
+    return parts[True], parts[False]
+
+
+def test_balance_without_a_rule_changes_nothing():
+    """Bit for bit."""
+    for ours, plain in zip(gradients_of(MODEL__CONTRAST__BALANCE__LOG_PERIOD=1), gradients_of()):
+        assert ours.keys() == plain.keys() and all(torch.equal(ours[name], plain[name]) for name in plain)
+
+
+def test_balance_sets_the_share_of_the_contrastive_losses():
+    """Their weights do not matter for the backbone, warm-up and decay do; nothing changes behind the maps."""
+    rule = {"MODEL__CONTRAST__BALANCE__SHARE": 0.5}
+    weights = {"MODEL__CONTRAST__LOSS_WEIGHT_MULTI_SCALE": 10.0, "MODEL__CONTRAST__LOSS_WEIGHT_CROSS_SCALE": 10.0}
+    backbone, rest = gradients_of(**rule)
+    torch.testing.assert_close(gradients_of(**rule, **weights)[0], backbone, rtol=1e-3, atol=1e-5)
+    plain_backbone, plain_rest = gradients_of()
+    torch.testing.assert_close(rest, plain_rest)
+    assert not torch.allclose(*(torch.cat([g.flatten() for g in part.values()]) for part in (backbone, plain_backbone)))
+    alone = gradients_of(MODEL__CONTRAST__ENABLED=False)[0]
+    for schedule, iteration in ((dict(MODEL__CONTRAST__WARMUP_ITERS=9), 0), (dict(MODEL__CONTRAST__DECAY_ITERS=9), 9)):
+        torch.testing.assert_close(gradients_of(iteration, **rule, **schedule)[0], alone, rtol=1e-4, atol=1e-7)
+
+
+def test_gradients_are_logged_at_their_period():
+    model = small_model(PYRAMID, MODEL__CONTRAST__BALANCE__LOG_PERIOD=2)
+    batch, logged = make_batch((64, 64), (64, 64)), []
+    with EventStorage() as storage:
+        for _ in range(4):
+            sum(model(batch).values()).backward()
+            names = {name for name, (_, i) in storage.latest().items() if i == storage.iter}
+            logged.append({name.removeprefix("gradient/") for name in names if name.startswith("gradient/")})
+            storage.step()
+    all_of_them = {"segmentation_norm", "contrast_norm", "ratio", "cosine"}
+    assert logged == [set(), all_of_them, set(), all_of_them]  # each in the step after
+
+
+def test_balances_that_are_refused():
+    with pytest.raises(ValueError, match=r"MODEL.CONTRAST.BALANCE compares .*IN_FEATURES has none of \['p2', 'p3'"):
+        small_model(UPER, MODEL__CONTRAST__BALANCE__SHARE=0.1)
+    with pytest.raises(ValueError, match="MODEL.CONTRAST.BALANCE.SHARE must be at least 0, got -1.0"):
+        small_model(PYRAMID, MODEL__CONTRAST__BALANCE__SHARE=-1.0)
+
+
+def test_concatenated_maps():
+    """As one scale, with the channels of all and the size of the first."""
+    one = {
+        "MODEL__CONTRAST__IN_FEATURES": ["res3+res2+res5"],
+        "MODEL__CONTRAST__SCALE_WEIGHTS": [1.0],
+        "MODEL__CONTRAST__CROSS_SCALE_PAIRS": [],
+        "MODEL__CONTRAST__CROSS_SCALE_WEIGHTS": [],
+    }
+    model = small_model(UPER, **one)
+    assert "loss_contrast_res3+res2+res5" in model(make_batch((64, 96), (64, 96)))
+    features = extract_features(model.eval(), make_batch((64, 96)))
+    parts = [torch.nn.functional.interpolate(features[f"res{i}"], (8, 12), mode="bilinear") for i in (3, 2, 5)]
+    expected = torch.nn.functional.normalize(model.contrast.projectors["res3+res2+res5"](torch.cat(parts, 1)))
+    torch.testing.assert_close(model.embed(features), {"res3+res2+res5": expected.detach()})
+    with pytest.raises(ValueError, match="MODEL.CONTRAST.IN_FEATURES is .*'res3', 'res9'.*the backbone gives"):
+        small_model(UPER, **one | {"MODEL__CONTRAST__IN_FEATURES": ["res3+res9"]})
+
+
 @pytest.mark.parametrize("name", ["shapes/fpn_r18_contrast.yaml", "shapes/deeplabv3plus_r18_contrast.yaml"])
 def test_unknown_feature_of_detectron2s_heads(name):
     """They pass over unknown names themselves."""

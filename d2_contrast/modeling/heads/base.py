@@ -50,20 +50,21 @@ class SemSegHead(nn.Module):
 
     def forward(
         self, features: Mapping[str, Tensor], targets: Tensor | None = None
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Logits and losses are float32, in mixed precision too.
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses, and logits at inference, are float32, in mixed precision too.
 
         Args:
             features: {name: (N, C, h, w)}.
             targets: (N, H, W) train ids, in training.
 
         Returns:
-            In training (None, losses), otherwise (logits (N, K, H, W), {}).
+            In training (logits (N, K, h, w), losses), otherwise (logits (N, K, H, W), {}).
         """
         logits = self.layers(features)
         if self.training:
             with torch.autocast(targets.device.type, enabled=False):
-                return None, self.losses(logits, targets)
+                losses = self.losses(logits, targets)
+            return (logits[0] if isinstance(logits, tuple) else logits), losses
         return F.interpolate(logits.float(), scale_factor=self.common_stride, mode="bilinear", align_corners=False), {}
 
     @abstractmethod
