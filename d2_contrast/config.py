@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from . import _detectron2  # noqa: F401 (a check, so it comes first)
 
 # isort: split
+import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
@@ -45,14 +46,36 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
             a new name, or a file is no config.
         FileNotFoundError: there is no such file, nor a config of this name.
     """
+    return _build(read_config(find_config(config_file)) if config_file else {}, config_file, overrides)
+
+
+def parse_config(text: str, source: str, overrides: Sequence[str] = ()) -> CN:
+    """Read the text of a config, such as a checkpoint holds, over the defaults.
+
+    Args:
+        text: yaml, without ``_BASE_``.
+        source: where it comes from, for messages.
+        overrides: as of :func:`load_config`.
+
+    Raises:
+        KeyError, ValueError: as of :func:`load_config`.
+    """
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: its config cannot be read as yaml: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{source}: its config holds {loaded!r:.60}, expected keys with values")
+    return _build(loaded, source, overrides)
+
+
+def _build(loaded: dict, source: str, overrides: Sequence[str]) -> CN:
     _check_pairs(overrides)
     cfg = default_config()
-    where = config_file
+    where = source
     try:
-        if config_file:
-            loaded = read_config(find_config(config_file))
-            _rename_old_keys(loaded, config_file)
-            cfg.merge_from_other_cfg(CN(loaded))
+        _rename_old_keys(loaded, source)
+        cfg.merge_from_other_cfg(CN(loaded))
         where = "command line"
         cfg.merge_from_list([_new_name(key, where) if i % 2 == 0 else key for i, key in enumerate(overrides)])
     except (KeyError, ValueError, AssertionError) as error:  # yacs raises any of them, file or command line
@@ -317,6 +340,9 @@ def _add_solver(cfg: CN) -> None:
 
 def _add_test(cfg: CN) -> None:
     """TEST: how an image is predicted at test time; see d2_contrast.evaluation.MultiViewInference."""
+    # model_best.safetensors holds the weights with the highest such metric on the first test dataset: "mIoU",
+    # "mIoU-<group>", "IoU-<class>", or another one of sem_seg_results.json.
+    cfg.TEST.BEST_METRIC = "mIoU"
     # Evaluate in mixed precision, of the dtype SOLVER.AMP.DTYPE; scores are float32 all the same.
     cfg.TEST.AMP = CN()
     cfg.TEST.AMP.ENABLED = False

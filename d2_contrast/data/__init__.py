@@ -9,6 +9,7 @@ from . import datasets
 from .build import build_test_loader, build_train_loader, load_dicts
 from .checks import check_sample, describe_missing_classes
 from .class_frequencies import count_label_pixels, repeat_factor_sampler
+from .classes import Classes, class_colors
 from .datasets.folders import register_folders
 from .files import read_image
 from .labels import read_label
@@ -19,12 +20,14 @@ from .metadata import check_metadata, check_same_classes, get_ignore_label
 cv2.setNumThreads(0)
 
 __all__ = [
+    "Classes",
     "SemSegMapper",
     "build_test_loader",
     "build_train_loader",
     "check_metadata",
     "check_same_classes",
     "check_sample",
+    "class_colors",
     "count_label_pixels",
     "datasets",
     "describe_missing_classes",
