@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 def default_config() -> CN:
     """Return the complete default config: Detectron2's keys, its DeepLab project's and ours."""
     cfg = get_cfg()
-    add_deeplab_config(cfg)
     add_contrast_config(cfg)
+    _set_own_defaults(cfg)
     return cfg
 
 
@@ -130,7 +130,12 @@ def flatten(cfg: Mapping, prefix: str = "") -> dict[str, object]:
 
 
 def add_contrast_config(cfg: CN) -> None:
-    """Add this project's keys to ``cfg``, which holds Detectron2's and its DeepLab project's (add_deeplab_config)."""
+    """Add this project's keys to ``cfg``, which holds Detectron2's; and those of its DeepLab project if need be.
+
+    No value that ``cfg`` has changes: configs of another project mean what they meant.
+    """
+    if "POLY_LR_POWER" not in cfg.SOLVER:
+        add_deeplab_config(cfg)
     _add_contrast(cfg)
     _add_backbones(cfg)
     _add_heads(cfg)
@@ -141,6 +146,20 @@ def add_contrast_config(cfg: CN) -> None:
     _add_wandb(cfg)
     for old, new in RENAMED.items():
         cfg.register_renamed_key(old, new)
+
+
+def _set_own_defaults(cfg: CN) -> None:
+    """Keys of Detectron2's own that have another default here."""
+    # MIN_SIZE_*, MAX_SIZE_*: shorter and longer side in pixels before the random scale, or at test time; 0 keeps the
+    # size that the image has on disk.
+    cfg.INPUT.MIN_SIZE_TRAIN = (0,)
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    # CROP.ENABLED, CROP.SIZE and CROP.SINGLE_CATEGORY_MAX_AREA are Detectron2's and DeepLab's: a crop of SIZE
+    # (height, width in pixels), padded where the image is smaller, in which no class takes more than that share.
+    cfg.INPUT.CROP.TYPE = "absolute"
+    cfg.INPUT.CROP.SIZE = [512, 512]
+    # Batches need no grouping by shape: crops are of one size, and whole images are padded.
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
 
 
 def _add_contrast(cfg: CN) -> None:
@@ -277,18 +296,10 @@ def _add_heads(cfg: CN) -> None:
 
 
 def _add_input(cfg: CN) -> None:
-    # Side lengths of Detectron2 (MIN_SIZE_*, MAX_SIZE_*): shorter side in pixels before the random scale, or at test
-    # time; 0 keeps the size that the image has on disk.
-    cfg.INPUT.MIN_SIZE_TRAIN = (0,)
-    cfg.INPUT.MIN_SIZE_TEST = 0
     # The image is scaled by a factor that is uniform between these two; 1 is the size on disk, or MIN_SIZE_TRAIN.
     cfg.INPUT.SCALE_RANGE = [1.0, 1.0]
     # Width over height changes by a factor that is uniform between these two.
     cfg.INPUT.ASPECT_RANGE = [1.0, 1.0]
-    # CROP.ENABLED, CROP.SIZE and CROP.SINGLE_CATEGORY_MAX_AREA are Detectron2's and DeepLab's: a crop of SIZE
-    # (height, width in pixels), padded where the image is smaller, in which no class takes more than that share.
-    cfg.INPUT.CROP.TYPE = "absolute"
-    cfg.INPUT.CROP.SIZE = [512, 512]
     # Factors of brightness, contrast and saturation are uniform between two numbers, 1 changes nothing; HUE is the
     # largest turn, as a fraction of the colour circle.
     cfg.INPUT.COLOR_JITTER = CN()
@@ -304,8 +315,6 @@ def _add_input(cfg: CN) -> None:
 
     # Datasets that are folders of images and label maps: a list of dicts, see d2_contrast/data/datasets/folders.py.
     cfg.DATASETS.FOLDERS = []
-    # Batches need no grouping by shape: crops are of one size, and whole images are padded.
-    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     # DATALOADER.SAMPLER_TRAIN "RepeatFactorTrainingSampler" repeats images with classes that are in a smaller share of
     # the images than REPEAT_THRESHOLD; it goes by the label maps.
 
