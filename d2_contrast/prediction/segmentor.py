@@ -137,7 +137,7 @@ class Segmentor:
         aug_input = T.AugInput(image)
         self._augmentations(aug_input)
         # Not made contiguous in this order: a large image would be there twice.
-        tensor = torch.from_numpy(np.ascontiguousarray(aug_input.image)).permute(2, 0, 1)
+        tensor = torch.from_numpy(np.require(aug_input.image, requirements=["C", "W"])).permute(2, 0, 1)
         return {"image": tensor, "height": height, "width": width}
 
     def _scores(self, inputs: list[dict]) -> Iterator[Callable[[Callable[[int, Tensor], None]], None]]:
