@@ -64,7 +64,7 @@ def build_parser() -> ArgumentParser:
     add("--amp", action="store_true", help="mixed precision, which is faster on GPUs")
     add("--device", default="", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     add("--overwrite", action="store_true", help="replace predictions that are in the output folder")
-    add("opts", nargs="*", metavar="KEY VALUE", help="config keys to override, after all options")
+    add("opts", nargs="*", metavar="KEY VALUE", help="config keys to override, at the end, behind --")
     return parser
 
 

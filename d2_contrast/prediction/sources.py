@@ -66,6 +66,8 @@ def _find(text: str) -> tuple[str, list[str]]:
     """The absolute root and paths of an input."""
     path = os.path.abspath(text)
     if os.path.isdir(path):
+        if not os.listdir(path):
+            raise FileNotFoundError(f"{text} is empty: expected a folder of images")
         return path, [str(image) for image in list_images(Path(path), "**/*")]
     if os.path.exists(path):
         return os.path.dirname(path), [path]
