@@ -199,7 +199,10 @@ class TestErrors:
             (["--input", "a.png", "--window", "0"], "window [0, 0] and stride"),
             (["--input", "a.png", "--batch", "0"], "batch is 0: expected 1 or more"),
             (["--input", "a.png", "--device", "cuda:9"], "device 'cuda:9' cannot be used"),
-            (["--input", "a.png", "--save", "labels", "--", "TEST.AUGG", "1"], "Non-existent config key: TEST.AUGG"),
+            (
+                ["--input", "a.png", "--save", "labels", "--", "TEST.AUGG", "1"],
+                "Non-existent key: TEST.AUGG; similar keys",
+            ),
             (["--input", "a.png", "--weights", "no.pth"], "no.pth: no such file of weights, nor folder of a run"),
             (["--input", "a.png", "--config-file", "no.yaml"], "no.yaml: no such config file"),
             (["--input", "a.png", "--save", "masks"], "invalid choice: 'masks'"),
