@@ -126,5 +126,5 @@ def test_a_config_as_text(tmp_path):
         parse_config("SEED: [", "a.pth")
     with pytest.raises(ValueError, match="a.pth: its config holds 'text', expected keys"):
         parse_config("text", "a.pth")
-    with pytest.raises(KeyError, match="a.pth: Non-existent key: SEEDS; similar keys: SEED"):
+    with pytest.raises(KeyError, match="a.pth: Non-existent config key: SEEDS; similar keys: SEED"):
         parse_config("SEEDS: 1", "a.pth")

@@ -69,7 +69,7 @@ class ResultWriter:
         if "color" in self.kinds:
             write_picture(self.path("color", name, ".png"), result.color_map())
         if "overlay" in self.kinds:
-            picture = np.asarray(result.overlay())
+            picture = draw_overlay(result, legend=result.legend())
             suffix = ".jpg" if max(picture.shape) <= JPEG_LIMIT else ".png"
             write_picture(self.path("overlay", name, suffix), picture)
 

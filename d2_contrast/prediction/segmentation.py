@@ -71,7 +71,7 @@ class Segmentation:
         """
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}: expected 0 to 1")
-        return Image.fromarray(draw_overlay(self, alpha, self._legend() if legend else None))
+        return Image.fromarray(draw_overlay(self, alpha, self.legend() if legend else None))
 
     def save(self, path: str | os.PathLike, ids: Literal["train", "dataset"] = "train") -> None:
         """Write the label map as a PNG file of one channel, 8 or 16 bits.
@@ -84,7 +84,8 @@ class Segmentation:
             raise ValueError(f"{os.fspath(path)}: a label map is written as PNG, expected a name that ends with .png")
         write_picture(path, self.ids(ids))
 
-    def _legend(self) -> np.ndarray:
+    def legend(self) -> np.ndarray:
+        """The legend of the classes that occur, (h, w, 3) uint8, RGB, for :func:`draw_overlay`."""
         height, width = self.label_map.shape
         present = np.flatnonzero(np.bincount(self.label_map.ravel(), minlength=len(self.classes)))
         return draw_legend(self.classes, present.tolist(), width, legend_font_size(height, width))
