@@ -58,8 +58,16 @@ def find_sources(inputs: Sequence[str], output: str) -> list[Source]:
     if not paths:
         raise FileNotFoundError(f"{' '.join(inputs)}: all images are results of predictions, in {output}: name others")
     base = os.path.commonpath(roots)
-    names = distinct_names([Path(os.path.relpath(path, base)) for path in paths])
-    return [Source("video" if _is_video(path) else "image", path, name) for path, name in zip(paths, names)]
+    relative = [Path(os.path.relpath(path, base)) for path in paths]
+    names = distinct_names(relative)
+    folders = {str(parent) for path in relative for parent in path.parents}
+    sources = []
+    for path, file, name in zip(paths, relative, names):
+        is_video = os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES
+        if is_video and name in folders:  # where the results of its frames would go
+            name = str(file)
+        sources.append(Source("video" if is_video else "image", path, name))
+    return sources
 
 
 def _find(text: str) -> tuple[str, list[str]]:
@@ -84,7 +92,3 @@ def _find(text: str) -> tuple[str, list[str]]:
     while glob.has_magic(root):
         root = os.path.dirname(root)
     return os.path.abspath(root), paths
-
-
-def _is_video(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES

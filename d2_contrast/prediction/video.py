@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import cv2
 import numpy as np
@@ -31,7 +31,8 @@ class VideoReader:
             OSError: it cannot be opened.
         """
         what = f"camera {source}" if isinstance(source, int) else source
-        self._capture = cv2.VideoCapture(source)
+        with _quiet():
+            self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():
             hint = "there is no such camera" if isinstance(source, int) else "it is damaged or no video"
             raise OSError(f"{what}: cannot read this, {hint}")
@@ -50,6 +51,19 @@ class VideoReader:
 
     def close(self) -> None:
         self._capture.release()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep OpenCV and FFmpeg from writing to stderr what an error says in one sentence."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    logs = cv2.utils.logging
+    level = logs.getLogLevel()
+    logs.setLogLevel(logs.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logs.setLogLevel(level)
 
 
 class VideoWriter:

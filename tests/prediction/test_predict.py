@@ -278,6 +278,12 @@ class TestVideos:
         assert run("--input", "a.avi")[0] == 0
         assert files() == ["overlay/a.mp4"]
 
+    def test_frames_do_not_replace_images(self, run, tmp_path):
+        write_video(tmp_path / "drive.mp4", "mp4v", frames=1)
+        save("drive/000000.png")
+        assert run("--input", "drive", "drive.mp4", "--save", "labels")[0] == 0
+        assert files() == ["labels/drive.mp4/000000.png", "labels/drive/000000.png"]
+
     def test_a_damaged_video(self, run, tmp_path):
         save("b.png")
         (tmp_path / "a.mp4").write_bytes(b"no video")
