@@ -21,6 +21,7 @@ from .errors import explain, in_plain_words
 if TYPE_CHECKING:
     import numpy as np
 
+    from .evaluation.background import Background
     from .prediction import Segmentation, Segmentor
     from .prediction.results import ResultWriter
     from .prediction.sources import Source
@@ -63,7 +64,7 @@ def build_parser() -> ArgumentParser:
     add("--batch", type=int, default=1, help="images of equal size, or windows, at once (default: 1)")
     add("--amp", action="store_true", help="mixed precision, which is faster on GPUs")
     add("--device", default="", help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    add("--overwrite", action="store_true", help="replace predictions that are in the output folder")
+    add("--overwrite", action="store_true", help="replace files of the same names in a folder of predictions")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys to override, at the end, behind --")
     return parser
 
@@ -119,20 +120,27 @@ def _predict_images(segment: "Segmentor", sources: Sequence["Source"], args: Nam
     with tqdm(total=len(sources), unit="image", disable=None) as bar:
         for first in range(0, len(sources), segment.batch):
             group = sources[first : first + segment.batch]
-            arrays = {}
-            for source in group:
-                try:
-                    arrays[source] = _read(source.path)
-                except (OSError, ValueError) as error:
-                    failures += _complain(explain(error) or str(error))
-            results = _segment(segment, arrays, writer)
-            failures += len(arrays) - len(results)
-            background.start(_write_all, writer, results)
-            if sum(array.size for array in arrays.values()) > LARGE:
-                background.finish()  # so that no more than one large image is in memory
+            failures += _predict_group(segment, group, writer, background)
             bar.update(len(group))
         background.finish()
     return failures
+
+
+def _predict_group(
+    segment: "Segmentor", sources: Sequence["Source"], writer: "ResultWriter", background: "Background"
+) -> int:
+    """Predict some images together, and begin to write the results; returns how many could not be predicted."""
+    arrays, failures = {}, 0
+    for source in sources:
+        try:
+            arrays[source] = _read(source.path)
+        except (OSError, ValueError) as error:
+            failures += _complain(explain(error) or str(error))
+    results = _segment(segment, arrays, writer)
+    background.start(_write_all, writer, results)
+    if sum(array.size for array in arrays.values()) > LARGE:
+        background.finish()  # so that no more than one large image is in memory
+    return failures + len(arrays) - len(results)
 
 
 def _read(path: str) -> "np.ndarray":
@@ -249,7 +257,7 @@ def _check_output(folder: str, overwrite: bool) -> None:
     """Raise ValueError if results cannot go into a folder."""
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise ValueError(f"--output {folder} is a file: expected a folder")
-    if not os.path.isdir(folder) or not os.listdir(folder):
+    if not os.path.isdir(folder) or not set(os.listdir(folder)) - {RECORD}:
         return
     if not os.path.isfile(os.path.join(folder, RECORD)):
         raise ValueError(f"--output {folder} holds files that are no predictions: name another folder")
