@@ -1,5 +1,6 @@
 """A trained network as a function of images."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
@@ -55,7 +56,12 @@ class Segmentor:
 
     @classmethod
     def load(
-        cls, path: str, config_file: str = "", overrides: Sequence[str] = (), device: str = "", batch: int = 4
+        cls,
+        path: str | os.PathLike,
+        config_file: str = "",
+        overrides: Sequence[str] = (),
+        device: str = "",
+        batch: int = 4,
     ) -> "Segmentor":
         """Load a trained network; a moving average of its weights is taken where an evaluation would take it.
 
@@ -72,7 +78,7 @@ class Segmentor:
             KeyError, ValueError: there is no config, it does not fit these weights or this version, or the device is
                 not there.
         """
-        cfg = read_trained(str(path), config_file, overrides)
+        cfg = read_trained(os.fspath(path), config_file, overrides)
         if device:
             cfg.MODEL.DEVICE = device
         _check_device(cfg.MODEL.DEVICE)
