@@ -28,7 +28,7 @@ def default_config() -> CN:
     """Return the complete default config: Detectron2's keys, its DeepLab project's and ours."""
     cfg = get_cfg()
     add_contrast_config(cfg)
-    _set_own_defaults(cfg)
+    _add_defaults(cfg)
     return cfg
 
 
@@ -146,20 +146,6 @@ def add_contrast_config(cfg: CN) -> None:
     _add_wandb(cfg)
     for old, new in RENAMED.items():
         cfg.register_renamed_key(old, new)
-
-
-def _set_own_defaults(cfg: CN) -> None:
-    """Keys of Detectron2's own that have another default here."""
-    # MIN_SIZE_*, MAX_SIZE_*: shorter and longer side in pixels before the random scale, or at test time; 0 keeps the
-    # size that the image has on disk.
-    cfg.INPUT.MIN_SIZE_TRAIN = (0,)
-    cfg.INPUT.MIN_SIZE_TEST = 0
-    # CROP.ENABLED, CROP.SIZE and CROP.SINGLE_CATEGORY_MAX_AREA are Detectron2's and DeepLab's: a crop of SIZE
-    # (height, width in pixels), padded where the image is smaller, in which no class takes more than that share.
-    cfg.INPUT.CROP.TYPE = "absolute"
-    cfg.INPUT.CROP.SIZE = [512, 512]
-    # Batches need no grouping by shape: crops are of one size, and whole images are padded.
-    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
 
 
 def _add_contrast(cfg: CN) -> None:
@@ -385,3 +371,17 @@ def _add_wandb(cfg: CN) -> None:
     cfg.WANDB.PROJECT = ""
     # Name of the run; "": chosen by Weights & Biases.
     cfg.WANDB.NAME = ""
+
+
+def _add_defaults(cfg: CN) -> None:
+    """Keys of Detectron2's own that have another default here."""
+    # MIN_SIZE_*, MAX_SIZE_*: shorter and longer side in pixels before the random scale, or at test time; 0 keeps the
+    # size that the image has on disk.
+    cfg.INPUT.MIN_SIZE_TRAIN = (0,)
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    # CROP.ENABLED, CROP.SIZE and CROP.SINGLE_CATEGORY_MAX_AREA are Detectron2's and DeepLab's: a crop of SIZE
+    # (height, width in pixels), padded where the image is smaller, in which no class takes more than that share.
+    cfg.INPUT.CROP.TYPE = "absolute"
+    cfg.INPUT.CROP.SIZE = [512, 512]
+    # Batches need no grouping by shape: crops are of one size, and whole images are padded.
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
