@@ -20,6 +20,7 @@ VERBS = {
     "init": "look at images and labels of your own, and propose a config for them",
     "check": "check a dataset: its files, its label values, how frequent its classes are",
     "train": "train, resume or evaluate a network: train_net.py",
+    "predict": "segment images, folders, videos or a camera, and write label maps and pictures",
     "analyze": "count the parameters and operations of a network, part by part",
     "features": "measure what the feature maps of trained networks know about classes",
     "compare": "compare two trained runs: scores, features, pictures",

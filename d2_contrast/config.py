@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from . import _detectron2  # noqa: F401 (a check, so it comes first)
 
 # isort: split
+import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
@@ -26,8 +27,8 @@ logger = logging.getLogger(__name__)
 def default_config() -> CN:
     """Return the complete default config: Detectron2's keys, its DeepLab project's and ours."""
     cfg = get_cfg()
-    add_deeplab_config(cfg)
     add_contrast_config(cfg)
+    _add_defaults(cfg)
     return cfg
 
 
@@ -45,14 +46,36 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
             a new name, or a file is no config.
         FileNotFoundError: there is no such file, nor a config of this name.
     """
+    return _build(read_config(find_config(config_file)) if config_file else {}, config_file, overrides)
+
+
+def parse_config(text: str, source: str, overrides: Sequence[str] = ()) -> CN:
+    """Read the text of a config, such as a checkpoint holds, over the defaults.
+
+    Args:
+        text: yaml, without ``_BASE_``.
+        source: where it comes from, for messages.
+        overrides: as of :func:`load_config`.
+
+    Raises:
+        KeyError, ValueError: as of :func:`load_config`.
+    """
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: its config cannot be read as yaml: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{source}: its config holds {loaded!r:.60}, expected keys with values")
+    return _build(loaded, source, overrides)
+
+
+def _build(loaded: dict, source: str, overrides: Sequence[str]) -> CN:
     _check_pairs(overrides)
     cfg = default_config()
-    where = config_file
+    where = source
     try:
-        if config_file:
-            loaded = read_config(find_config(config_file))
-            _rename_old_keys(loaded, config_file)
-            cfg.merge_from_other_cfg(CN(loaded))
+        _rename_old_keys(loaded, source)
+        cfg.merge_from_other_cfg(CN(loaded))
         where = "command line"
         cfg.merge_from_list([_new_name(key, where) if i % 2 == 0 else key for i, key in enumerate(overrides)])
     except (KeyError, ValueError, AssertionError) as error:  # yacs raises any of them, file or command line
@@ -107,7 +130,12 @@ def flatten(cfg: Mapping, prefix: str = "") -> dict[str, object]:
 
 
 def add_contrast_config(cfg: CN) -> None:
-    """Add this project's keys to ``cfg``, which holds Detectron2's and its DeepLab project's (add_deeplab_config)."""
+    """Add this project's keys to ``cfg``, which holds Detectron2's; and those of its DeepLab project if need be.
+
+    No value that ``cfg`` has changes: configs of another project mean what they meant.
+    """
+    if "POLY_LR_POWER" not in cfg.SOLVER:
+        add_deeplab_config(cfg)
     _add_contrast(cfg)
     _add_backbones(cfg)
     _add_heads(cfg)
@@ -281,18 +309,10 @@ def _add_heads(cfg: CN) -> None:
 
 
 def _add_input(cfg: CN) -> None:
-    # Side lengths of Detectron2 (MIN_SIZE_*, MAX_SIZE_*): shorter side in pixels before the random scale, or at test
-    # time; 0 keeps the size that the image has on disk.
-    cfg.INPUT.MIN_SIZE_TRAIN = (0,)
-    cfg.INPUT.MIN_SIZE_TEST = 0
     # The image is scaled by a factor that is uniform between these two; 1 is the size on disk, or MIN_SIZE_TRAIN.
     cfg.INPUT.SCALE_RANGE = [1.0, 1.0]
     # Width over height changes by a factor that is uniform between these two.
     cfg.INPUT.ASPECT_RANGE = [1.0, 1.0]
-    # CROP.ENABLED, CROP.SIZE and CROP.SINGLE_CATEGORY_MAX_AREA are Detectron2's and DeepLab's: a crop of SIZE
-    # (height, width in pixels), padded where the image is smaller, in which no class takes more than that share.
-    cfg.INPUT.CROP.TYPE = "absolute"
-    cfg.INPUT.CROP.SIZE = [512, 512]
     # Factors of brightness, contrast and saturation are uniform between two numbers, 1 changes nothing; HUE is the
     # largest turn, as a fraction of the colour circle.
     cfg.INPUT.COLOR_JITTER = CN()
@@ -308,8 +328,6 @@ def _add_input(cfg: CN) -> None:
 
     # Datasets that are folders of images and label maps: a list of dicts, see d2_contrast/data/datasets/folders.py.
     cfg.DATASETS.FOLDERS = []
-    # Batches need no grouping by shape: crops are of one size, and whole images are padded.
-    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     # DATALOADER.SAMPLER_TRAIN "RepeatFactorTrainingSampler" repeats images with classes that are in a smaller share of
     # the images than REPEAT_THRESHOLD; it goes by the label maps.
 
@@ -347,6 +365,9 @@ def _add_solver(cfg: CN) -> None:
 
 def _add_test(cfg: CN) -> None:
     """TEST: how an image is predicted at test time; see d2_contrast.evaluation.MultiViewInference."""
+    # model_best.safetensors holds the weights with the highest such metric on the first test dataset: "mIoU",
+    # "mIoU-<group>", "IoU-<class>", or another one of sem_seg_results.json.
+    cfg.TEST.BEST_METRIC = "mIoU"
     # Evaluate in mixed precision, of the dtype SOLVER.AMP.DTYPE; scores are float32 all the same.
     cfg.TEST.AMP = CN()
     cfg.TEST.AMP.ENABLED = False
@@ -386,3 +407,17 @@ def _add_processes(cfg: CN) -> None:
     # Seconds after which a process that does not answer the others ends the job; more than the first one may take for
     # what it does alone.
     cfg.PROCESS_GROUP_TIMEOUT = 1800.0
+
+
+def _add_defaults(cfg: CN) -> None:
+    """Keys of Detectron2's own that have another default here."""
+    # MIN_SIZE_*, MAX_SIZE_*: shorter and longer side in pixels before the random scale, or at test time; 0 keeps the
+    # size that the image has on disk.
+    cfg.INPUT.MIN_SIZE_TRAIN = (0,)
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    # CROP.ENABLED, CROP.SIZE and CROP.SINGLE_CATEGORY_MAX_AREA are Detectron2's and DeepLab's: a crop of SIZE
+    # (height, width in pixels), padded where the image is smaller, in which no class takes more than that share.
+    cfg.INPUT.CROP.TYPE = "absolute"
+    cfg.INPUT.CROP.SIZE = [512, 512]
+    # Batches need no grouping by shape: crops are of one size, and whole images are padded.
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False

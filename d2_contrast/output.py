@@ -1,8 +1,10 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, under names that differ."""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO
 
 PARTIAL = ".partial"  # ends the name of a file that is being written
@@ -45,6 +47,18 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with write_whole(path, "w") as file:
         file.write(text)
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Names for what is made from some files, without suffix: those that would differ in it alone keep it.
+
+    Args:
+        paths: all different.
+    """
+    stems = [path.with_suffix("") for path in paths]
+    count = Counter(stems)
+    names = [str(path if count[stem] > 1 else stem) for path, stem in zip(paths, stems)]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
 def _sync_folder(folder: str) -> None:

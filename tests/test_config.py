@@ -4,10 +4,12 @@ import inspect
 import logging
 
 import pytest
-from detectron2.config import CfgNode
+import yaml
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
+from detectron2.projects.deeplab import add_deeplab_config
 
-from d2_contrast.config import default_config, load_config
+from d2_contrast.config import add_contrast_config, default_config, flatten, load_config, parse_config
 from d2_contrast.contrast import AnchorSampler, ContrastiveBranch, MultiScaleContrast, Projector
 from d2_contrast.modeling.meta_arch import build_contrast
 
@@ -97,3 +99,32 @@ def test_defaults_are_those_of_python():
     assert branch.criterion.scales == {"res2": 1.0, "res3": 0.7, "res4": 0.4, "res5": 0.1}
     assert branch.criterion.pairs == {("res2", "res5"): 1.0, ("res2", "res4"): 1.0}
     assert contrast.SAMPLER == AnchorSampler().unit
+
+
+def test_keys_are_added_without_a_change_of_others():
+    """Configs of another project keep what they mean; DeepLab's keys may be there already."""
+    plain = get_cfg()
+    before = flatten(plain)
+    cfg = plain.clone()
+    add_contrast_config(cfg)
+    after = flatten(cfg)
+    assert {key: after[key] for key in before} == before
+    assert set(after) == set(flatten(default_config()))
+    assert cfg.MODEL.CONTRAST.ENABLED is False
+    with_deeplab = plain.clone()
+    add_deeplab_config(with_deeplab)
+    with_deeplab.SOLVER.POLY_LR_POWER = 0.5
+    add_contrast_config(with_deeplab)
+    assert with_deeplab.SOLVER.POLY_LR_POWER == 0.5
+
+
+def test_a_config_as_text(tmp_path):
+    cfg = load_config("shapes/uper_r18_contrast", ["SEED", "3"])
+    assert yaml.safe_load(parse_config(cfg.dump(), "a.pth").dump()) == yaml.safe_load(cfg.dump())
+    assert parse_config("SEED: 4", "a.pth", ["SOLVER.MAX_ITER", "7"]).SOLVER.MAX_ITER == 7
+    with pytest.raises(ValueError, match="a.pth: its config cannot be read as yaml"):
+        parse_config("SEED: [", "a.pth")
+    with pytest.raises(ValueError, match="a.pth: its config holds 'text', expected keys"):
+        parse_config("text", "a.pth")
+    with pytest.raises(KeyError, match="a.pth: Non-existent config key: SEEDS; similar keys: SEED"):
+        parse_config("SEEDS: 1", "a.pth")

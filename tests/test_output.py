@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
-from d2_contrast.output import write_whole
+from d2_contrast.output import distinct_names, write_whole
 
 
 @contextmanager
@@ -102,3 +103,18 @@ def test_kills_leave_whole_files(tmp_path):
         os.waitpid(child, 0)
         assert path.stat().st_size == complete
         torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a.jpg", "b.jpg"], ["a", "b"]),
+        (["a.jpg", "a.png", "b.jpg"], ["a.jpg", "a.png", "b"]),
+        (["a.jpg", "a.png", "a.jpg.bmp"], ["a.jpg", "a.png", "a.jpg.bmp"]),
+        (["x/a.jpg", "y/a.jpg"], ["x/a", "y/a"]),
+        (["a.0.png", "a.1.png", "a"], ["a.0", "a.1", "a"]),
+        ([], []),
+    ],
+)
+def test_names_of_results_differ(paths, names):
+    assert distinct_names(list(map(Path, paths))) == names

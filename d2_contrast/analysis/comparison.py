@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import flatten
-from ..data import get_ignore_label, read_image, read_label
+from ..data import class_colors, get_ignore_label, read_image, read_label
 from ..data.files import as_file_name
 from ..engine.setup import check_datasets
 from ..evaluation import build_evaluator, build_inference_model
@@ -24,7 +24,6 @@ from ..output import write_text
 from ..tables import markdown_table, number, write_json
 from ..visualize import Sample, draw_anchors, draw_predictions, read_metrics
 from ..visualize.curves import is_of_anchors
-from ..visualize.report import class_colors
 from ..visualize.style import save
 from .features import FeatureAnalysis, analyze_features, draw_features, features_json, features_markdown
 from .runs import TrainedRun

@@ -9,13 +9,14 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
+from ..data import class_colors
 from ..evaluation import LabelledVectors, balance, sample_features
 from ..evaluation.features import NEIGHBOURS, SHOTS, measure_map, measure_scales
 from ..modeling.features import contrasted_features
 from ..output import write_text
 from ..tables import markdown_table, number, write_json
 from ..visualize import draw_embeddings, draw_joint_embeddings
-from ..visualize.report import class_colors, spread
+from ..visualize.report import spread
 from ..visualize.style import save
 from .runs import TrainedRun
 

@@ -5,18 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
 from torch import nn
 
-import d2_contrast.modeling  # noqa: F401, registers the networks
-
-from ..config import load_config
 from ..data import SemSegMapper, load_dicts, register_folders
-from ..engine.averaging import build_average
-from ..engine.checkpoint import build_checkpointer
+from ..engine.trained import load_network, read_trained
+from ..engine.trainer import CONFIG_FILE
 
 
 @dataclass(frozen=True)
@@ -109,48 +104,20 @@ def common_dataset(runs: Sequence[TrainedRun], name: str | None = None) -> tuple
 
 
 def _load(folder: Path, name: str) -> TrainedRun:
-    config = folder / "config.yaml"
+    config = folder / CONFIG_FILE
     if not config.is_file():
         raise FileNotFoundError(f"{folder} holds no config.yaml: expected a folder that train_net.py had as OUTPUT_DIR")
-    cfg = load_config(str(config))
+    cfg = read_trained(str(folder))
+    weights = Path(cfg.MODEL.WEIGHTS)
     cfg.OUTPUT_DIR = str(folder)
-    # The checkpoint holds all weights.
-    cfg.MODEL.BACKBONE.PRETRAINED = False
     cfg.MODEL.WEIGHTS = ""
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     try:
         register_folders(cfg.DATASETS.FOLDERS)
     except ValueError as error:
         raise ValueError(f"{config}: {error}") from error
-
-    model = build_model(cfg).eval()
-    average = build_average(cfg, model)
-    checkpointer = build_checkpointer(cfg, model, average)
-    weights = _last_checkpoint(folder)
-    checkpointer.load(str(weights))
-    if checkpointer.missing:
-        raise ValueError(
-            f"{weights} holds no weights for {len(checkpointer.missing)} tensors of the network that {config} "
-            f"describes ({checkpointer.missing[0]}, ...): they belong to different runs"
-        )
-    if average is not None and average.n_averaged:
-        model.load_state_dict(average.module.state_dict())
+    model, _ = load_network(cfg, str(weights), whole=True)
     return TrainedRun(name, folder, cfg, weights, model)
-
-
-def _last_checkpoint(folder: Path) -> Path:
-    tag = folder / "last_checkpoint"
-    candidates = [folder / tag.read_text().strip()] if tag.is_file() else []
-    candidates.append(folder / "model_final.pth")
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise FileNotFoundError(
-        f"{folder} holds no weights: expected {' or '.join(path.name for path in candidates)}, which train_net.py "
-        "writes at the end of a run"
-    )
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

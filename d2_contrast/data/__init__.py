@@ -9,6 +9,7 @@ from . import datasets
 from .build import build_test_loader, build_train_loader, load_dicts
 from .checks import check_dataset, check_sample, describe_missing_classes
 from .class_frequencies import count_label_pixels, repeat_factors
+from .classes import Classes, class_colors
 from .datasets.folders import register_folders
 from .files import read_image
 from .labels import read_label
@@ -20,6 +21,7 @@ from .stream import SampleStream, find_stream
 cv2.setNumThreads(0)
 
 __all__ = [
+    "Classes",
     "SampleStream",
     "SemSegMapper",
     "build_test_loader",
@@ -28,6 +30,7 @@ __all__ = [
     "check_metadata",
     "check_same_classes",
     "check_sample",
+    "class_colors",
     "count_label_pixels",
     "datasets",
     "describe_missing_classes",

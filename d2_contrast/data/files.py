@@ -44,7 +44,12 @@ def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
         if array is not None:
             return array if format == "BGR" else cv2.cvtColor(array, cv2.COLOR_BGR2RGB)
     _load(image, data, file_name, "image")
-    return convert_PIL_to_numpy(_to_8_bits(ImageOps.exif_transpose(image), image.format, file_name), format)
+    return pillow_to_array(image, format, file_name)
+
+
+def pillow_to_array(image: Image.Image, format: str, name: str) -> np.ndarray:
+    """The pixels of an image as :func:`read_image` gives them; ``name`` is for messages."""
+    return convert_PIL_to_numpy(_to_8_bits(ImageOps.exif_transpose(image), image.format, name), format)
 
 
 def read_raw_label(file_name: str) -> np.ndarray:

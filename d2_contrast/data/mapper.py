@@ -16,6 +16,13 @@ from .labels import read_label
 from .metadata import check_metadata, check_same_classes, get_ignore_label
 
 
+def build_test_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
+    """What brings images to the size at which a network predicts them: INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST."""
+    if cfg.INPUT.MIN_SIZE_TEST <= 0:
+        return []
+    return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+
+
 class SemSegMapper:
     """Read, augment and tensorise one sample; for Detectron2's train and test loaders.
 
@@ -53,10 +60,8 @@ class SemSegMapper:
                 check_metadata(m)
             check_same_classes(list(metadata.values()))
             augmentations = build_train_augmentation(cfg, get_ignore_label(metadata[names[0]]))
-        elif cfg.INPUT.MIN_SIZE_TEST > 0:
-            augmentations = [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
         else:
-            augmentations = []
+            augmentations = build_test_augmentation(cfg)
         return {
             "is_train": is_train,
             "augmentations": augmentations,

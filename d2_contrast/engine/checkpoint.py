@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import safetensors.torch
+import safetensors
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -206,7 +206,8 @@ class ContrastCheckpointer(DetectionCheckpointer):
         kind = file_kind(filename)
         if kind == "safetensors":
             try:
-                return {"model": safetensors.torch.load_file(filename)}
+                with safetensors.safe_open(filename, "pt") as file:
+                    return {**(file.metadata() or {}), "model": {name: file.get_tensor(name) for name in file.keys()}}
             except safetensors.SafetensorError as error:
                 raise DamagedFileError(f"{filename} is damaged: it was cut off or altered ({error})") from error
         if kind == "torch":

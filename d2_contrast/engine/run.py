@@ -13,13 +13,13 @@ from torch import nn
 
 from ..evaluation import CONFUSION_FILE, RESULTS_FILE, results_table
 from ..extras import MissingExtraError
-from ..modeling.meta_arch import TRAINING_ONLY
-from .averaging import averaged_weights, build_average
-from .checkpoint import build_checkpointer, own_checkpoints
+from .averaging import averaged_weights
+from .checkpoint import own_checkpoints
 from .parallel import on_main_process
 from .preflight import check_run
 from .run_folder import METRICS, RunLock, check_free
-from .trainer import Trainer, claim_folders, describe_means, results_by_dataset, save_config, without_download
+from .trained import find_weights, load_network
+from .trainer import Trainer, claim_folders, describe_means, results_by_dataset, save_config
 
 logger = logging.getLogger(__name__)
 
@@ -62,33 +62,20 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict:
     Raises:
         ValueError: there are no weights to evaluate, or they are not those of a whole network.
     """
-    model = Trainer.build_model(without_download(cfg))
-    average = build_average(cfg, model)
-    checkpointer = build_checkpointer(cfg, model, average)
-    path = resume and checkpointer.get_checkpoint_file() or cfg.MODEL.WEIGHTS
+    path = (resume and find_weights(cfg.OUTPUT_DIR)) or cfg.MODEL.WEIGHTS
     if not path:
         raise ValueError(
             "--eval-only needs weights: name a checkpoint by MODEL.WEIGHTS, or give --resume for the last one in "
             f"OUTPUT_DIR ({cfg.OUTPUT_DIR})"
         )
-    checkpoint = checkpointer.load(path, checkpointables=[])
-    if missing := [name for name in checkpointer.missing if not name.startswith(TRAINING_ONLY)]:
-        raise ValueError(
-            f"{path} holds no weights for {len(missing)} tensors of this network ({missing[0]}, ...), which would be "
-            "evaluated with random ones: --eval-only needs a checkpoint of the whole network"
-        )
-    if average is not None and "average" in checkpoint:
-        average.load_state_dict(checkpoint["average"], strict=False)  # what is for training may be missing here, too
-    elif average is not None:
-        logger.warning("SOLVER.EMA.ENABLED is set but %s holds no average: evaluating its weights themselves", path)
-    folders = claim_folders(cfg, weights=path, iteration=checkpoint.get("iteration"))
+    model, iteration = load_network(cfg, path)
+    folders = claim_folders(cfg, weights=path, iteration=iteration)
     evaluators = [Trainer.build_evaluator(cfg, name, folder) for name, folder in folders.items()]
-    with averaged_weights(model, average):
-        results = Trainer.test(cfg, model, evaluators)
-        for folder in folders.values():
-            save_config(cfg, folder)
-        # Beside the results, since those of training are in OUTPUT_DIR.
-        return _finish(cfg, model, results, folders, next(iter(folders.values()), cfg.OUTPUT_DIR))
+    results = Trainer.test(cfg, model, evaluators)
+    for folder in folders.values():
+        save_config(cfg, folder)
+    # Beside the results, since those of training are in OUTPUT_DIR.
+    return _finish(cfg, model, results, folders, next(iter(folders.values()), cfg.OUTPUT_DIR))
 
 
 def _finish(cfg: CfgNode, model: nn.Module, results: dict, folders: Mapping[str, str], picture_folder: str) -> dict:

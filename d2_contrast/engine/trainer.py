@@ -32,6 +32,7 @@ from .resume import check_resumable, config_changes, describe_changes, describe_
 from .run_folder import METRICS
 from .step_dump import dump_path, save_step
 from .stop import StopEvaluation, StoppableEvaluator, Stopped, StopRequests
+from .stripped import BestWeights
 from .train_step import NonFinitePolicy, TrainStep
 from .wandb_writer import WandbWriter
 
@@ -86,6 +87,7 @@ class Trainer(DefaultTrainer):
         self.last_results: dict = {}
         self.evaluation_folders: dict[str, str] = {}
         self.stop = StopRequests()
+        self._best: BestWeights | None = None
         self._config_comments: list[str] = []
         self._recent: dict = {}
         self._start_position = 0
@@ -341,6 +343,9 @@ class Trainer(DefaultTrainer):
             with averaged_weights(self.network, self.average):
                 share_buffers(self.network)
                 self.last_results = self.test(self.cfg, self.model, evaluators) or {}
+                if comm.is_main_process():
+                    self._best = self._best or BestWeights(self.cfg, goes_on=self.start_iter > 0)
+                    self._best.update(self.network, self.last_results, done, is_last=done + 1 >= self.max_iter)
             if done + 1 < self.max_iter:  # those of the end are shown as a table
                 for name, result in results_by_dataset(self.cfg, self.last_results).items():
                     logger.info("Iteration %d, %s: %s", done + 1, name, describe_means(result))

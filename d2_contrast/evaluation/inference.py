@@ -1,7 +1,7 @@
 """Ways of running a segmentor over an image: sliding window, several scales, mirrored, and all of them together."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from ..modeling.precision import amp_dtype
 
-# Windows that go through the network at once, rows of scores that are handled at once.
-WINDOWS_PER_BATCH = 4
+# Rows of scores that are handled at once.
 ROWS_PER_BAND = 128
 
 
@@ -46,6 +45,7 @@ class MultiViewInference(nn.Module):
         stride: Sequence[int] | None = None,
         dtype: torch.dtype | None = None,
         max_device_bytes: float | None = None,
+        batch: int = 4,
     ):
         """
         Args:
@@ -57,6 +57,7 @@ class MultiViewInference(nn.Module):
             stride: vertical and horizontal distance of the windows, pixels; at most ``window``. None for ``window``.
             dtype: of mixed precision, torch.float16 or torch.bfloat16; None for full precision.
             max_device_bytes: largest result that is kept on the model's device. None: half of what the device has free.
+            batch: windows that go through the network at once.
 
         Raises:
             ValueError: there is no scale, a number is not positive, or a stride would leave gaps.
@@ -78,6 +79,7 @@ class MultiViewInference(nn.Module):
         self.window, self.stride = window, stride
         self.dtype = dtype
         self.max_device_bytes = max_device_bytes
+        self.batch = batch
 
     @torch.no_grad()
     def forward(self, batched_inputs: Sequence[Mapping]) -> list[dict[str, Tensor]]:
@@ -89,35 +91,59 @@ class MultiViewInference(nn.Module):
             One dict an image with "sem_seg" (K, H, W) float32: the mean probabilities of several views, or the logits
             of a single one.
         """
+        with self._autocast():
+            return [{"sem_seg": self._segment(*self._unpack(inputs))} for inputs in batched_inputs]
+
+    @torch.no_grad()
+    def in_bands(self, inputs: Mapping, use: Callable[[int, Tensor], None]) -> None:
+        """Segment one image and give the result away in bands of rows, from top to bottom.
+
+        With windows the scores of the whole image exist nowhere: there are the rows that one row of windows covers, of
+        each view. Views that are no larger than a window are predicted, and kept, whole.
+
+        Args:
+            inputs: as of :meth:`forward`.
+            use: is called with the first row of a band and its scores (K, rows, W), as :meth:`forward` returns them.
+        """
+        with self._autocast():
+            image, size = self._unpack(inputs)
+            if len(self.views) > 1 and not all(self._wants_windows(_scaled(image, scale)) for scale, _ in self.views):
+                use(0, self._segment(image, size))
+                return
+            for first, scores in mean_of_bands([self._view_bands(image, size, *view) for view in self.views]):
+                use(first, scores)
+
+    def is_plain(self, image: Tensor) -> bool:
+        """Whether an image is the only view of itself, in whole: then :meth:`batched` takes several of its size."""
+        return self.views == [(1.0, False)] and not self._wants_windows(tuple(image.shape[1:]))
+
+    @torch.no_grad()
+    def batched(self, batched_inputs: Sequence[Mapping]) -> list[dict[str, Tensor]]:
+        """As :meth:`forward`, with all images in one batch of the network: they are plain, and of one size."""
+        with self._autocast():
+            return [{"sem_seg": output["sem_seg"].float()} for output in self.model(list(batched_inputs))]
+
+    def _autocast(self) -> torch.autocast:
+        """Mixed precision around all views, so that weights are converted once for an image."""
         parameter = next(self.model.parameters(), None)
         device_type = "cpu" if parameter is None else parameter.device.type
-        # Around all views, so that weights are converted once for an image.
-        with torch.autocast(device_type, self.dtype, enabled=self.dtype is not None):
-            results = []
-            for inputs in batched_inputs:
-                image = inputs["image"]
-                size = inputs.get("height", image.shape[1]), inputs.get("width", image.shape[2])
-                if parameter is not None:
-                    image = image.to(parameter.device, non_blocking=True)
-                results.append({"sem_seg": self._segment(image, size)})
-            return results
+        return torch.autocast(device_type, self.dtype, enabled=self.dtype is not None)
+
+    def _unpack(self, inputs: Mapping) -> tuple[Tensor, tuple[int, int]]:
+        """The image, on the model's device, and the output size."""
+        image = inputs["image"]
+        parameter = next(self.model.parameters(), None)
+        size = inputs.get("height", image.shape[1]), inputs.get("width", image.shape[2])
+        return image if parameter is None else image.to(parameter.device, non_blocking=True), size
 
     def _segment(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         if len(self.views) == 1:
             ((scale, _),) = self.views
-            view = _resize_image(image, scale)
-            if not self._wants_windows(view):
-                return self._run([view], size)[0].float()
+            if not self._wants_windows(_scaled(image, scale)):
+                return self._run([_resize_image(image, scale)], size)[0].float()
         result = None
-        for scale, mirrored in self.views:
-            view = _resize_image(image, scale)
-            if mirrored:
-                view = view.flip(-1)
-            for first, scores in self._predict(view, size):
-                if len(self.views) > 1:
-                    scores = scores.softmax(0)
-                if mirrored:
-                    scores = scores.flip(-1)
+        for view in self.views:
+            for first, scores in self._view_bands(image, size, *view):
                 if result is None:
                     result = self._allocate(scores, size)
                 result[:, first : first + scores.shape[1]] += scores.to(result.device)
@@ -129,12 +155,22 @@ class MultiViewInference(nn.Module):
         device = scores.device if 4 * math.prod(shape) <= limit else "cpu"
         return torch.zeros(shape, dtype=torch.float32, device=device)
 
-    def _wants_windows(self, view: Tensor) -> bool:
-        return self.window is not None and (view.shape[1] > self.window[0] or view.shape[2] > self.window[1])
+    def _view_bands(
+        self, image: Tensor, size: tuple[int, int], scale: float, mirrored: bool
+    ) -> Iterator[tuple[int, Tensor]]:
+        """What a view adds to the mean, in bands as of :meth:`_predict`."""
+        view = _resize_image(image, scale)
+        for first, scores in self._predict(view.flip(-1) if mirrored else view, size):
+            if len(self.views) > 1:
+                scores = scores.softmax(0)
+            yield first, scores.flip(-1) if mirrored else scores
+
+    def _wants_windows(self, size: tuple[int, int]) -> bool:
+        return self.window is not None and (size[0] > self.window[0] or size[1] > self.window[1])
 
     def _predict(self, view: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
         """Bands of the logits of a view at the output size: (first row, (K, rows, W)), from top to bottom."""
-        if self._wants_windows(view):
+        if self._wants_windows(tuple(view.shape[1:])):
             yield from resize_rows(self._slide(view), tuple(view.shape[1:]), size)
         else:
             (logits,) = self._run([view], size)
@@ -152,8 +188,8 @@ class MultiViewInference(nn.Module):
         columns = coverage(lefts, window[1], width, view.device)
         buffer = None  # sums of the logits of rows tops[i] ... tops[i] + window height
         for top, below in zip(tops, [*tops[1:], height]):
-            for i in range(0, len(lefts), WINDOWS_PER_BATCH):
-                batch = lefts[i : i + WINDOWS_PER_BATCH]
+            for i in range(0, len(lefts), self.batch):
+                batch = lefts[i : i + self.batch]
                 crops = [view[:, top : top + window[0], left : left + window[1]] for left in batch]
                 for left, logits in zip(batch, self._run(crops, window)):
                     if buffer is None:
@@ -183,9 +219,17 @@ def build_inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
     Raises:
         ValueError: a value is out of range.
     """
+    test = cfg.TEST
+    return build_views(cfg, model) if test.SLIDING_WINDOW.ENABLED or test.AUG.ENABLED or test.AMP.ENABLED else model
+
+
+def build_views(cfg: CfgNode, model: nn.Module, batch: int = 4) -> MultiViewInference:
+    """As :func:`build_inference_model`, but also where the image itself is the only view.
+
+    Args:
+        batch: windows that go through the network at once.
+    """
     window, aug, amp = cfg.TEST.SLIDING_WINDOW, cfg.TEST.AUG, cfg.TEST.AMP
-    if not (window.ENABLED or aug.ENABLED or amp.ENABLED):
-        return model
     dtype = amp_dtype(cfg.SOLVER.AMP.DTYPE) if amp.ENABLED else None
     limit = cfg.TEST.MAX_DEVICE_GIB
     if limit < 0:
@@ -199,6 +243,7 @@ def build_inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
             stride=window.STRIDE if window.ENABLED else None,
             dtype=dtype,
             max_device_bytes=limit * 1024**3 or None,
+            batch=batch,
         )
     except ValueError as e:
         raise ValueError(f"TEST.SLIDING_WINDOW or TEST.AUG: {e}") from e
@@ -224,6 +269,34 @@ def coverage(starts: Sequence[int], window: int, length: int, device: torch.devi
     for start in starts:
         count[start : start + window] += 1
     return count
+
+
+def mean_of_bands(views: Sequence[Iterator[tuple[int, Tensor]]]) -> Iterator[tuple[int, Tensor]]:
+    """The mean of maps of one size that arrive in bands of rows, each in bands of its own.
+
+    Args:
+        views: give (first row, (K, rows, W)) from top to bottom.
+
+    Yields:
+        (first row, (K, rows, W)) from top to bottom.
+    """
+    if len(views) == 1:
+        yield from views[0]
+        return
+    waiting = [scores for _, scores in map(next, views)]
+    first = 0
+    while True:
+        rows = min(scores.shape[1] for scores in waiting)
+        yield first, sum(scores[:, :rows] for scores in waiting) / len(waiting)
+        first += rows
+        for i, scores in enumerate(waiting):
+            if scores.shape[1] > rows:
+                waiting[i] = scores[:, rows:]
+                continue
+            following = next(views[i], None)
+            if following is None:  # all end with the same row
+                return
+            waiting[i] = following[1]
 
 
 def resize_rows(
@@ -271,8 +344,14 @@ def resize_rows(
             kept, top = kept[:, drop:], top + drop
 
 
+def _scaled(image: Tensor, scale: float) -> tuple[int, int]:
+    """The size (h, w) of a view."""
+    height, width = (max(1, round(side * scale)) for side in image.shape[1:])
+    return height, width
+
+
 def _resize_image(image: Tensor, scale: float) -> Tensor:
-    size = [max(1, round(side * scale)) for side in image.shape[1:]]
-    if size == list(image.shape[1:]):
+    size = _scaled(image, scale)
+    if size == tuple(image.shape[1:]):
         return image
     return F.interpolate(image[None].float(), size, mode="bilinear", align_corners=False, antialias=True)[0]

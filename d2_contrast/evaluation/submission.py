@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data import check_metadata, load_dicts
 from ..data.datasets.register import datasets_root
+from ..output import distinct_names
 from .background import Background
 from .confusion_evaluator import predicted_classes
 
@@ -93,9 +94,5 @@ def _relative_paths(file_names: Sequence[str], images_folder: str | None) -> dic
         base = os.path.commonpath([os.path.dirname(path) for path in full.values()])
     else:
         base = os.path.abspath(datasets_root() / Path(images_folder).expanduser())
-    images = {name: Path(os.path.relpath(path, base)) for name, path in full.items()}
-    count = Counter(path.with_suffix("") for path in images.values())
-    return {
-        name: f"{path.with_suffix('') if count[path.with_suffix('')] == 1 else path}.png"
-        for name, path in images.items()
-    }
+    names = distinct_names([Path(os.path.relpath(path, base)) for path in full.values()])
+    return {file_name: f"{name}.png" for file_name, name in zip(full, names)}

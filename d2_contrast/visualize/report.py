@@ -13,7 +13,7 @@ from detectron2.evaluation import inference_context
 from matplotlib.figure import Figure
 from torch import nn
 
-from ..data import SemSegMapper, get_ignore_label, read_image, read_label
+from ..data import SemSegMapper, class_colors, get_ignore_label, read_image, read_label
 from ..evaluation import balance, build_inference_model, sample_features
 from ..evaluation.confusion_evaluator import predicted_classes
 from ..modeling.features import contrasted_features
@@ -21,7 +21,7 @@ from .confusion import draw_confusion
 from .curves import draw_curves, read_metrics
 from .embedding import draw_embeddings
 from .predictions import Sample, draw_predictions
-from .style import distinct_colors, save
+from .style import save
 
 logger = logging.getLogger(__name__)
 
@@ -79,14 +79,6 @@ def write_report(
     if os.path.isfile(metrics):
         write("curves.png", lambda: draw_curves(read_metrics(metrics)))
     return written
-
-
-def class_colors(metadata: Metadata) -> np.ndarray:
-    """Colours of a dataset's classes, (K, 3) uint8 RGB: its ``stuff_colors``, or distinct ones."""
-    colors = metadata.get("stuff_colors")
-    if colors is None:
-        return distinct_colors(len(metadata.stuff_classes))
-    return np.array(colors, dtype=np.uint8)
 
 
 def spread(dicts: list[dict], count: int) -> list[dict]:

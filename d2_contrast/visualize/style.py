@@ -72,15 +72,6 @@ def legend_column_width(names: Iterable[str]) -> float:
     return 0.085 * max(map(len, names), default=0) + 0.5
 
 
-def distinct_colors(count: int) -> np.ndarray:
-    """Colours for classes whose dataset gives none, (count, 3) uint8 RGB, spread over hue and lightness."""
-    from matplotlib.colors import hsv_to_rgb
-
-    i = np.arange(count)
-    hsv = np.stack([(i * 0.61803399) % 1, 0.55 + 0.4 * (i % 3) / 2, 0.95 - 0.35 * (i % 2)], axis=1)
-    return (255 * hsv_to_rgb(hsv)).round().astype(np.uint8)
-
-
 def farthest_color(colors: np.ndarray) -> tuple[int, int, int]:
     """Choose the colour of SIGNALS whose nearest neighbour among the given colours (K, 3) is farthest away."""
     return max(SIGNALS, key=lambda signal: np.linalg.norm(np.asarray(colors, float) - signal, axis=1).min())

@@ -75,8 +75,8 @@ def test_runs_are_called_as_one_likes(twins):
 def test_a_folder_without_a_run(tmp_path, twins):
     with pytest.raises(FileNotFoundError, match=r"holds no config\.yaml: expected a folder that train_net\.py"):
         load_runs([str(tmp_path / "nothing")])
-    for name in ("model_final.pth", "last_checkpoint"):
-        (twins[0] / name).unlink()
+    for path in [*twins[0].glob("model_*"), twins[0] / "last_checkpoint"]:
+        path.unlink()
     with pytest.raises(FileNotFoundError, match=r"baseline holds no weights: expected model_final\.pth"):
         load_runs([str(twins[0])])
 

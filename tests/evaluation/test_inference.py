@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from d2_contrast.config import default_config
 from d2_contrast.evaluation import MultiViewInference, build_inference_model
-from d2_contrast.evaluation.inference import free_bytes, resize_rows, window_starts
+from d2_contrast.evaluation.inference import free_bytes, mean_of_bands, resize_rows, window_starts
 
 CLASSES = 5
 
@@ -316,3 +316,13 @@ class TestFromConfig:
         cfg.TEST.SLIDING_WINDOW.STRIDE = [600, 600]
         with pytest.raises(ValueError, match=r"TEST.SLIDING_WINDOW.*\[600, 600\] is larger"):
             build_inference_model(cfg, Segmentor())
+
+
+def test_mean_of_bands():
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.rand(2, 11, 3, generator=generator) for _ in range(3)]
+    cuts = ([11], [1, 4, 6], [3, 3, 3, 2])
+    views = [iter(zip(itertools.accumulate([0, *rows]), whole.split(rows, dim=1))) for whole, rows in zip(maps, cuts)]
+    bands = list(mean_of_bands(views))
+    assert [first for first, _ in bands] == [0, 1, 3, 5, 6, 9]
+    torch.testing.assert_close(torch.cat([band for _, band in bands], dim=1), sum(maps) / 3)

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from d2_contrast.data.classes import distinct_colors
 from d2_contrast.evaluation import LabelledVectors
 from d2_contrast.visualize import (
     Sample,
@@ -20,7 +21,7 @@ from d2_contrast.visualize import (
     draw_predictions,
     read_metrics,
 )
-from d2_contrast.visualize.style import SIGNALS, distinct_colors, farthest_color, figure, plain
+from d2_contrast.visualize.style import SIGNALS, farthest_color, figure, plain
 
 NAMES = [f"class {i}" for i in range(12)]
 COLORS = distinct_colors(12)

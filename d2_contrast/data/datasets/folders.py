@@ -50,28 +50,43 @@ def register_folders(entries: Sequence[Mapping]) -> None:
     if not isinstance(entries, (list, tuple)):
         raise ValueError(f"DATASETS.FOLDERS is {shown(entries)}: expected a list of datasets, each a mapping")
     for i, entry in enumerate(entries):
-        if not isinstance(entry, Mapping):
-            raise ValueError(
-                f"DATASETS.FOLDERS, entry {i + 1}: expected a mapping with the keys {sorted(REQUIRED)}, found "
-                f"{shown(entry)}"
-            )
-        name = entry.get("name", f"number {i + 1}")
-        where = f"DATASETS.FOLDERS, entry {name!r}"
-        if not REQUIRED <= entry.keys() <= REQUIRED | OPTIONAL:
-            raise ValueError(
-                f"{where}: expected the keys {sorted(REQUIRED)} and maybe {sorted(OPTIONAL)}, found "
-                f"{sorted(entry, key=str)}"
-            )
-        _check_texts(where, entry)
+        where = _check_entry(entry, i + 1)
+        name = entry["name"]
         if _registered.get(name) == entry:
             continue
         if name in DatasetCatalog:
             raise ValueError(f"{where}: there is another dataset named {name!r}")
-        _register(where, entry)
+        register_dataset(name, lambda root, entry=entry: find(root, entry), **_describe(where, entry))
         _registered[name] = dict(entry)
 
 
-def _register(where: str, entry: Mapping) -> None:
+def describe_folders(entries: Sequence[Mapping]) -> dict[str, Metadata]:
+    """The metadata of some entries by their names, as :func:`register_folders` would register them; errors as there."""
+    return {
+        entry["name"]: Metadata(name=entry["name"], **_describe(_check_entry(entry, i), entry))
+        for i, entry in enumerate(entries, start=1)
+    }
+
+
+def _check_entry(entry: Mapping, number: int) -> str:
+    """Check the keys of an entry and return what to call it in messages."""
+    if not isinstance(entry, Mapping):
+        raise ValueError(
+            f"DATASETS.FOLDERS, entry {number}: expected a mapping with the keys {sorted(REQUIRED)}, found "
+            f"{shown(entry)}"
+        )
+    where = f"DATASETS.FOLDERS, entry {entry.get('name', f'number {number}')!r}"
+    if not REQUIRED <= entry.keys() <= REQUIRED | OPTIONAL:
+        raise ValueError(
+            f"{where}: expected the keys {sorted(REQUIRED)} and maybe {sorted(OPTIONAL)}, found "
+            f"{sorted(entry, key=str)}"
+        )
+    _check_texts(where, entry)
+    return where
+
+
+def _describe(where: str, entry: Mapping) -> dict[str, Any]:
+    """The metadata of the dataset that an entry describes."""
     classes = _read_classes(where, entry["classes"])
     ignore_label = 255 if len(classes) <= 255 else MAX_ID
     metadata = {
@@ -96,13 +111,7 @@ def _register(where: str, entry: Mapping) -> None:
                 other = "in ignore_values" if table[value] == ignore_label else repr(classes[table[value]]["name"])
                 raise ValueError(f"{where}: label value {value} has two meanings, {c['name']!r} and {other}")
             table[value] = train_id
-    register_dataset(
-        entry["name"],
-        lambda root: find(root, entry),
-        label_encodings={"values of the config": table},
-        images_folder=entry["images"],
-        **metadata,
-    )
+    return {**metadata, "label_encodings": {"values of the config": table}, "images_folder": entry["images"]}
 
 
 def find(root: Path, entry: Mapping) -> list[Pair]:
