@@ -1,0 +1,215 @@
+"""Networks of the paper, small, in every format: what is written gives what PyTorch gives, or is not there."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from detectron2.modeling import build_model
+from snippets import code_blocks
+from tiny_models import CONFIGS, STRUCTURES, small_config
+from torch import nn
+
+from d2_contrast.config import load_config
+from d2_contrast.data.datasets.shapes_drawing import draw
+from d2_contrast.engine.checkpoint import ContrastCheckpointer
+from d2_contrast.engine.export import FORMATS, InexactExportError, export_network
+from d2_contrast.export import SUFFIXES, main
+from d2_contrast.modeling.exportable import AveragePool, ExportableSegmentor
+
+DEEPLAB = "cityscapes/deeplabv3_r101_contrast_bs12_120k.yaml"
+UPER = "cityscapes/uper_r101_contrast_bs12_120k.yaml"
+SWIN = "cityscapes/uper_swin_t_contrast_bs8_160k.yaml"
+OCR_HRNET = "cityscapes/ocrnet_hrnet_w48_contrast_bs12_120k.yaml"
+# torch.export takes some ten seconds for each: one of every kind of layer.
+CASES = [(name, kind) for name in STRUCTURES for kind in ("onnx", "torchscript")]
+CASES += [(name, "torch.export") for name in (DEEPLAB, SWIN, OCR_HRNET)]
+
+RUNNERS = {
+    "onnx": lambda path: (
+        lambda x: torch.from_numpy(onnxruntime.InferenceSession(path).run(None, {"images": x.numpy()})[0])
+    ),
+    "torch.export": lambda path: torch.export.load(path).module(),
+    "torchscript": torch.jit.load,
+}
+
+
+def make_network(name, **overrides):
+    """A network of the configs with weights and statistics as training might leave them, and its config."""
+    torch.manual_seed(0)
+    cfg = small_config(name, **overrides)
+    model = build_model(cfg).eval()
+    for module in model.modules():
+        if getattr(module, "running_mean", None) is not None:
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return cfg, model
+
+
+@torch.no_grad()
+def predict(model, images):
+    return torch.stack([output["sem_seg"] for output in model([{"image": image} for image in images])])
+
+
+@pytest.mark.parametrize("name, kind", CASES)
+def test_networks(name, kind, tmp_path):
+    """The file itself, at sizes that it was never tried on."""
+    cfg, model = make_network(name)
+    path = str(tmp_path / f"model{SUFFIXES[kind]}")
+    comparisons = export_network(cfg, model, path, kind)
+    assert len({c.size for c in comparisons}) == 5 and all(c.difference <= 1e-4 * c.largest for c in comparisons)
+    run = RUNNERS[kind](path)
+    for size in [(4, 61, 33), (1, 130, 257)]:
+        images = torch.randint(0, 256, (size[0], 3, *size[1:]), generator=torch.Generator().manual_seed(1)).float()
+        expected = predict(model, images)
+        with torch.no_grad():
+            given = run(images)
+        assert expected.std() > 0
+        torch.testing.assert_close(given, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_label_maps(tmp_path):
+    cfg, model = make_network(UPER)
+    path = str(tmp_path / "labels.onnx")
+    export_network(cfg, model, path, "onnx", argmax=True)
+    images = torch.randint(0, 256, (2, 3, 50, 40), generator=torch.Generator().manual_seed(1)).float()
+    labels = RUNNERS["onnx"](path)(images)
+    assert labels.dtype == torch.int64 and len(labels.unique()) > 1
+    assert torch.equal(labels, predict(model, images).argmax(1))
+    (output,) = onnx.load(path).graph.output
+    assert output.name == "labels" and [d.dim_param for d in output.type.tensor_type.shape.dim] == [
+        "batch",
+        "height",
+        "width",
+    ]
+
+
+def frozen_mean(self, x):
+    """A pool that writes down the number of positions of the example."""
+    return (x.sum((2, 3), keepdim=True) / (int(x.shape[2]) * int(x.shape[3]))).expand(-1, -1, *self.bins)
+
+
+def frozen_weights(self, x):
+    """A pool that writes down the size of the example."""
+    weights = torch.ones(int(x.shape[3]), self.bins[1])
+    return (x @ weights).mean(2, keepdim=True).expand(-1, -1, self.bins[0], -1)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+@pytest.mark.parametrize(
+    "pool, message",
+    [
+        (frozen_mean, r"is removed: it is not exact. 1 image of 225 x 320 pixels: differs from PyTorch by \d"),
+        (frozen_weights, "is removed: it does not run with 1 images of 225 x 320 pixels"),
+    ],
+)
+def test_frozen_sizes_are_refused(kind, pool, message, tmp_path, monkeypatch):
+    cfg, model = make_network(UPER, MODEL__UPER__POOL_SCALES=[1])
+    original = AveragePool.forward
+    expected = {True: original, False: pool}
+    monkeypatch.setattr(AveragePool, "forward", lambda self, x: expected[False](self, x))
+    # The network must still be right where it is traced, or else this would say nothing about sizes.
+    if pool is frozen_mean:
+        images = torch.rand(1, 3, 64, 64)
+        torch.testing.assert_close(ExportableSegmentor(model)(images), predict(model, images), atol=1e-5, rtol=0)
+    path = tmp_path / "model.bin"
+    path.write_text("an earlier one")
+    with pytest.raises(InexactExportError, match=message):
+        export_network(cfg, model, path, kind)
+    assert path.read_text() == "an earlier one" and list(tmp_path.iterdir()) == [path]
+
+
+def test_networks_that_are_not_finite_are_refused(tmp_path):
+    cfg, model = make_network(DEEPLAB)
+    nn.init.constant_(model.sem_seg_head.predictor.bias, float("nan"))
+    with pytest.raises(InexactExportError, match="differs from PyTorch by nan"):
+        export_network(cfg, model, tmp_path / "model.pt", "torchscript")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """What a run on the embedded dataset leaves: its config and a checkpoint."""
+    folder = tmp_path_factory.mktemp("run")
+    options = "MODEL.DEVICE cpu MODEL.TIMM.NAME resnet10t MODEL.UPER.OUT_CHANNELS 8 MODEL.SEM_SEG_HEAD.CONVS_DIM 8"
+    cfg = load_config(str(CONFIGS / "shapes" / "uper_r18.yaml"), options.split())
+    torch.manual_seed(0)
+    ContrastCheckpointer(build_model(cfg), str(folder)).save("model_final")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
+
+
+def read_metadata(path, kind):
+    if kind == "onnx":
+        return {p.key: p.value for p in onnx.load(str(path)).metadata_props}
+    files = {"metadata.json": ""}
+    (torch.jit.load(path, _extra_files=files) if kind == "torchscript" else torch.export.load(path, extra_files=files))
+    return json.loads(files["metadata.json"])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_pages_examples(kind, run_folder, tmp_path, monkeypatch, capsys):
+    """The command, and what docs/export.md does with its file."""
+    monkeypatch.chdir(tmp_path)
+    name = f"model{SUFFIXES[kind]}"
+    assert main(["--weights", str(run_folder), "--output", name]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{name}\n" and "3 images of 37 x 97 pixels: differs from PyTorch by " in told.err
+
+    about = read_metadata(name, kind)
+    assert json.loads(about["classes"])[:2] == ["background", "circle"] and len(json.loads(about["colors"])) == 12
+    assert about["channels"] == "RGB" and json.loads(about["pixel_mean"]) == [123.675, 116.28, 103.53]
+    assert "NAME: UPerHead" in about["config"] and about["ignore_label"] == "255"
+
+    from PIL import Image
+
+    image, _ = draw("val", 0)
+    Image.fromarray(image).save("photo.png")
+    page = code_blocks(CONFIGS.parent / "docs" / "export.md")
+    section = {"onnx": "ONNX Runtime", "torch.export": "torch.export", "torchscript": "TorchScript"}[kind]
+    names = {}
+    exec(page[section]["python"], names)
+    model = build_model(load_config(str(run_folder / "config.yaml"))).eval()
+    ContrastCheckpointer(model).load(str(run_folder / "model_final.pth"))
+    expected = predict(model, torch.from_numpy(image).permute(2, 0, 1)[None])[0].argmax(0)
+    assert np.array_equal(np.asarray(names["label_map"]), expected)
+    if kind == "onnx":
+        colors = np.array(json.loads(about["colors"]))
+        assert np.array_equal(np.asarray(Image.open("label_map.png")), colors[expected])
+
+
+def test_refusal_on_the_command_line(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(AveragePool, "forward", frozen_weights)
+    output = tmp_path / "model.pt"
+    assert main(["--weights", str(run_folder / "model_final.pth"), "--output", str(output)]) == 1
+    assert "model.pt is removed: it does not run with 1 images of 225 x 320 pixels" in capsys.readouterr().err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--weights", "RUN", "--output", "model.tflite"], "name a --format, or end the name with .onnx or .pt2 or .pt"),
+        (["--weights", "nowhere", "--output", "a.onnx"], "nowhere: no such file"),
+        (["--weights", "RUN", "--output", "a.onnx", "MODEL.UPER.OUT_CHANNELS", "16"], "holds no weights for"),
+        (["--weights", "RUN", "--config-file", "shapes/nothing", "--output", "a.pt"], "no such config file"),
+    ],
+)
+def test_mistakes(arguments, message, run_folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main([str(run_folder) if word == "RUN" else word for word in arguments])
+    told = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2 and message in told[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from d2_contrast.export import build_parser; print(build_parser().format_help()); "
+    code += "sys.exit('torch' in sys.modules or 'detectron2' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "--format {onnx,torch.export,torchscript}" in told and FORMATS.keys() == SUFFIXES.keys()
