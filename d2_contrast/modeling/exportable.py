@@ -12,6 +12,8 @@ from detectron2.modeling.backbone.swin import BasicLayer, SwinTransformerBlock, 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .backbone.swin import Swin
+from .backbone.timm import FEATURES
 from .layers import resize
 
 
@@ -71,14 +73,13 @@ class ExportableSegmentor(nn.Module):
 
 
 def make_exportable(module: nn.Module) -> nn.Module:
-    """Replace the layers inside ``module`` that cannot be traced for all sizes; returns it."""
+    """Replace ``module``, or the layers inside it, where they cannot be traced for all sizes; returns what it becomes."""
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        return AveragePool(module.output_size)
+    if isinstance(module, Swin):
+        return ExportableSwin(module)
     for name, child in module.named_children():
-        if isinstance(child, nn.AdaptiveAvgPool2d):
-            setattr(module, name, AveragePool(child.output_size))
-        elif isinstance(child, BasicLayer):
-            setattr(module, name, SwinStage(child))
-        else:
-            make_exportable(child)
+        setattr(module, name, make_exportable(child))
     return module
 
 
@@ -97,8 +98,29 @@ class AveragePool(nn.Module):
             return x.mean((2, 3), keepdim=True)
         rows = _bin_weights(x[0, 0, :, 0], self.rows)
         columns = _bin_weights(x[0, 0, 0], self.columns)
-        x = (x.flatten(0, 2) @ columns.T).view(*x.shape[:3], -1)
+        count, channels, height, width = x.shape
+        x = (_copy(x).view(count * channels * height, width) @ columns.T).view(count, channels, height, -1)
         return (x[:, :, None] * rows[:, :, None]).sum(3)
+
+
+class ExportableSwin(nn.Module):
+    """Swin, of parts of its own."""
+
+    def __init__(self, swin: Swin):
+        super().__init__()
+        self.patch_embed = swin.patch_embed
+        self.stages = nn.ModuleList(SwinStage(stage) for stage in swin.layers)
+        self.norms = nn.ModuleList(getattr(swin, f"norm{i}") for i in range(len(swin.layers)))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Map (N, 3, H, W) to {name: (N, C, H / stride, W / stride)}."""
+        x = self.patch_embed(image)
+        next_height, next_width = x.shape[2:]
+        x, maps = x.flatten(2).transpose(1, 2), []
+        for stage, norm in zip(self.stages, self.norms):
+            tokens, height, width, x, next_height, next_width = stage(x, next_height, next_width)
+            maps.append(_copy(norm(tokens).transpose(1, 2)).view(x.shape[0], -1, height, width))
+        return dict(zip(FEATURES, maps))
 
 
 class SwinStage(nn.Module):

@@ -23,11 +23,8 @@ from d2_contrast.modeling.exportable import AveragePool, ExportableSegmentor
 
 DEEPLAB = "cityscapes/deeplabv3_r101_contrast_bs12_120k.yaml"
 UPER = "cityscapes/uper_r101_contrast_bs12_120k.yaml"
-SWIN = "cityscapes/uper_swin_t_contrast_bs8_160k.yaml"
-OCR_HRNET = "cityscapes/ocrnet_hrnet_w48_contrast_bs12_120k.yaml"
-# torch.export takes some ten seconds for each: one of every kind of layer.
-CASES = [(name, kind) for name in STRUCTURES for kind in ("onnx", "torchscript")]
-CASES += [(name, "torch.export") for name in (DEEPLAB, SWIN, OCR_HRNET)]
+# torch.export takes five seconds and more: benchmarks/export.py has the other networks.
+CASES = [(name, kind) for name in STRUCTURES for kind in ("onnx", "torchscript")] + [(DEEPLAB, "torch.export")]
 
 RUNNERS = {
     "onnx": lambda path: (
@@ -74,6 +71,7 @@ def test_networks(name, kind, tmp_path):
 
 def test_label_maps(tmp_path):
     cfg, model = make_network(UPER)
+    nn.init.normal_(model.sem_seg_head.predictor.weight)
     path = str(tmp_path / "labels.onnx")
     export_network(cfg, model, path, "onnx", argmax=True)
     images = torch.randint(0, 256, (2, 3, 50, 40), generator=torch.Generator().manual_seed(1)).float()

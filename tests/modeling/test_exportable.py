@@ -6,6 +6,7 @@ from detectron2.modeling.backbone.swin import BasicLayer, PatchMerging
 from tiny_models import make_batch, small_model
 from torch import nn
 
+from d2_contrast.modeling.backbone import Swin
 from d2_contrast.modeling.exportable import AveragePool, ExportableSegmentor, SwinStage, make_exportable
 
 
@@ -40,6 +41,17 @@ def test_the_model_stays_as_it_is():
     assert before == {name: type(module) for name, module in model.named_modules()}
     assert model.training and not any(module.training for module in network.backbone.modules())
     assert not any(isinstance(module, (BasicLayer, nn.AdaptiveAvgPool2d)) for module in network.modules())
+
+
+def test_swin():
+    swin = Swin(embed_dim=8, depths=(1, 2, 1, 1), num_heads=(1, 2, 2, 4)).eval()
+    image = torch.rand(2, 3, 64, 288)
+    with torch.no_grad():
+        expected = swin(image)
+        given = make_exportable(swin)(image)
+    assert given.keys() == expected.keys()
+    for name, x in given.items():
+        torch.testing.assert_close(x, expected[name])
 
 
 def test_heads_whose_stride_the_padding_does_not_fit():
