@@ -208,6 +208,8 @@ def load_trained(path: str, config_file: str = "", overrides: Sequence[str] = ()
         FileNotFoundError: there are no weights, or there is no config.
         KeyError, ValueError: config or weights do not fit this version, or each other.
     """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such file of weights, nor folder of a run")
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     config_file = config_file or os.path.join(folder, CONFIG_FILE)
     cfg = load_config(config_file, [*overrides, "MODEL.DEVICE", "cpu"])
