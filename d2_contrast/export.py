@@ -4,9 +4,9 @@ python -m d2_contrast.export --weights output/shapes/uper_r18_contrast --output 
 python -m d2_contrast.export --config-file garden.yaml --weights output/garden/model_final.pth --output garden.pt2
 python -m d2_contrast.export --weights model_final.pth --config-file garden.yaml --output labels.onnx --argmax
 
-The file takes images (batch, 3, height, width), float32 from 0 to 255, of any number and size; it normalises and pads
-them itself, and gives logits (batch, classes, height, width). It is kept only if it gives what PyTorch gives, at several
-sizes. docs/export.md shows how to run it.
+The file takes images (batch, 3, height, width), float32 from 0 to 255, of any number and size. It normalises and pads
+them itself, and gives logits (batch, classes, height, width). It is kept only if it gives what PyTorch gives, at
+several sizes. docs/export.md shows how to run it.
 """
 
 import argparse

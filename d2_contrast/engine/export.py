@@ -291,7 +291,7 @@ def _write_torch_export(
             "one, or --format onnx or torchscript"
         )
     axes = {axis: torch.export.Dim(name) for axis, name in ((0, "batch"), (2, "height"), (3, "width"))}
-    with _config.patch({oblivious: True}):
+    with _config.patch({oblivious: True}):  # type: ignore[attr-defined]
         program = torch.export.export(network, (images,), dynamic_shapes=(axes,), strict=False, **{asserts: True})
     torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
 

@@ -73,7 +73,7 @@ class ExportableSegmentor(nn.Module):
 
 
 def make_exportable(module: nn.Module) -> nn.Module:
-    """Replace ``module``, or the layers inside it, where they cannot be traced for all sizes; returns what it becomes."""
+    """Replace ``module``, or layers inside it, that cannot be traced for all sizes; returns what it becomes."""
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return AveragePool(module.output_size)
     if isinstance(module, Swin):

@@ -187,7 +187,10 @@ def test_refusal_on_the_command_line(run_folder, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--weights", "RUN", "--output", "model.tflite"], "name a --format, or end the name with .onnx or .pt2 or .pt"),
+        (
+            ["--weights", "RUN", "--output", "model.tflite"],
+            "name a --format, or end the name with .onnx or .pt2 or .pt",
+        ),
         (["--weights", "nowhere", "--output", "a.onnx"], "nowhere: no such file"),
         (["--weights", "RUN", "--output", "a.onnx", "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", "16"], "holds no weights for"),
         (["--weights", "RUN", "--config-file", "shapes/nothing", "--output", "a.pt"], "no such config file"),

@@ -65,7 +65,9 @@ def test_heads_whose_stride_the_padding_does_not_fit():
     ).eval()
     image = make_batch((50, 71))[0]["image"]
     with torch.no_grad():
-        torch.testing.assert_close(ExportableSegmentor(model)(image[None].float())[0], model([{"image": image}])[0]["sem_seg"])
+        torch.testing.assert_close(
+            ExportableSegmentor(model)(image[None].float())[0], model([{"image": image}])[0]["sem_seg"]
+        )
 
 
 def test_what_is_no_segmentor():
@@ -75,4 +77,8 @@ def test_what_is_no_segmentor():
 
 def test_pools_inside_of_pools():
     module = make_exportable(nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.ReLU()), nn.AdaptiveAvgPool2d(1)))
-    assert [type(m) for m in module.modules() if not isinstance(m, nn.Sequential)] == [AveragePool, nn.ReLU, AveragePool]
+    assert [type(m) for m in module.modules() if not isinstance(m, nn.Sequential)] == [
+        AveragePool,
+        nn.ReLU,
+        AveragePool,
+    ]
