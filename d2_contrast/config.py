@@ -197,8 +197,8 @@ def _add_backbones(cfg: CN) -> None:
     # The timm model of equal structure whose weights MODEL.BACKBONE.PRETRAINED downloads.
     cfg.MODEL.SWIN.PRETRAINED_NAME = "swin_tiny_patch4_window7_224.ms_in1k"
 
-    # MODEL.VIT, for MODEL.BACKBONE.NAME "ViTPyramid": res2 ... res5 made from the last map of one of timm's plain Vision
-    # Transformers, such as MODEL.TIMM.NAME "vit_small_patch14_dinov2.lvd142m". NORM is that of this pyramid.
+    # MODEL.VIT, for MODEL.BACKBONE.NAME "ViTPyramid": res2 ... res5 made from the last map of a plain Vision
+    # Transformer of timm, such as MODEL.TIMM.NAME "vit_small_patch14_dinov2.lvd142m". NORM is that of this pyramid.
     cfg.MODEL.VIT = CN()
     cfg.MODEL.VIT.OUT_CHANNELS = 256
     cfg.MODEL.VIT.NORM = "LN"

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from torch import Tensor, nn
+from torch.fx.experimental import _config
 
 from .. import __version__
 from ..config import load_config
@@ -31,6 +32,9 @@ from .trainer import CONFIG_FILE, without_download
 # Largest difference from PyTorch, as a share of the largest logit.
 TOLERANCE = 1e-4
 OPSET = 17
+# For torch.export: conditions on sizes, such as that there is more than one window, would restrict the sizes of images.
+# Those that hold for all sizes, but that torch cannot prove, are checked when the network runs.
+ASSERTS, OBLIVIOUS = "prefer_deferred_runtime_asserts_over_guards", "backed_size_oblivious"
 INPUT, LOGITS, LABELS = "images", "logits", "labels"
 # What a file of torch holds beside the network.
 METADATA = "metadata.json"
@@ -62,9 +66,8 @@ class Comparison:
         return self.difference <= TOLERANCE * self.largest  # not so if it is NaN
 
     def __str__(self) -> str:
-        count, height, width = self.size
-        images = f"{count} {'image' if count == 1 else 'images'} of {height} x {width} pixels"
-        return f"{images}: differs from PyTorch by {self.difference:.1e}, with logits up to {self.largest:.3g}"
+        differs = f"differs from PyTorch by {self.difference:.1e}, with logits up to {self.largest:.3g}"
+        return f"{_describe_size(self.size)}: {differs}"
 
 
 def export_network(
@@ -89,16 +92,16 @@ def export_network(
         ValueError: the model is no segmentor, or this version of torch does not have the format.
     """
     write, read = FORMATS[kind]
-    for package in ("onnx", "onnxruntime") if kind == "onnx" else ():
-        import_extra(package, "export")
+    check_installed(kind)
     network = ExportableSegmentor(model, argmax)
     sizes = trial_sizes(model, network.multiple)
     os.makedirs(os.path.dirname(os.fspath(path)) or ".", exist_ok=True)
+    # In this block there is a file of another name, which goes away if an error leaves the block.
     with write_whole(path) as file, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracers warn of what the comparison finds out
         try:
             write(network, make_images(model, sizes[0]), file, describe(cfg, network))
-        except (ValueError, OSError):
+        except OSError:
             raise
         except Exception as error:  # tracers fail in many ways
             raise InexactExportError(
@@ -106,11 +109,33 @@ def export_network(
                 f"({_first_line(error)})"
             ) from error
         file.flush()
-        return compare(model, read(file.name), sizes, argmax=argmax, name=os.fspath(path))
+        try:
+            return compare(model, read(file.name), sizes, argmax=argmax)
+        except InexactExportError as error:
+            raise InexactExportError(f"{os.fspath(path)} is not written: {error}") from error
+
+
+def check_installed(kind: str) -> None:
+    """Check that a format can be written here.
+
+    Raises:
+        MissingExtraError: a package is missing.
+        ValueError: this version of torch cannot write it.
+    """
+    if kind == "onnx":
+        import_extra("onnx", "export")
+        import_extra("onnxruntime", "export")
+    if kind == "torch.export" and not (
+        ASSERTS in inspect.signature(torch.export.export).parameters and hasattr(_config, OBLIVIOUS)
+    ):
+        raise ValueError(
+            f"torch {torch.__version__} cannot export a network for images of any size by torch.export: take a newer "
+            "one, or --format onnx or torchscript"
+        )
 
 
 def compare(
-    model: nn.Module, run: Callable[[Tensor], Tensor], sizes: Sequence[Size], *, argmax: bool, name: str
+    model: nn.Module, run: Callable[[Tensor], Tensor], sizes: Sequence[Size], *, argmax: bool
 ) -> list[Comparison]:
     """Compare an exported network with the segmentor that it was made from.
 
@@ -119,30 +144,30 @@ def compare(
         run: maps images to what the exported network gives.
         sizes: of the images.
         argmax: it gives label maps.
-        name: of its file, for the error.
 
     Raises:
-        InexactExportError: it differs, or does not run.
+        InexactExportError: it differs, or one of the two does not run.
     """
     comparisons = []
     for size in sizes:
-        images = make_images(model, size)
-        expected = torch.stack([output["sem_seg"] for output in model([{"image": image} for image in images])])
-        count, height, width = size
-        where = f"with {count} images of {height} x {width} pixels"
+        images, who = make_images(model, size), "the network itself"
         try:
+            expected = torch.stack([output["sem_seg"] for output in model([{"image": image} for image in images])])
+            who = "what was written"
             given = run(images)
-        except Exception as error:  # runtimes fail in many ways
-            raise InexactExportError(f"{name} is removed: it does not run {where} ({_first_line(error)})") from error
-        shape = (count, height, width) if argmax else expected.shape
+        except Exception as error:  # networks and runtimes fail in many ways
+            raise InexactExportError(
+                f"{who} does not run with {_describe_size(size)} ({_first_line(error)})"
+            ) from error
+        shape = expected[:, 0].shape if argmax else expected.shape
         if given.shape != shape:
             raise InexactExportError(
-                f"{name} is removed: {where} its output is {tuple(given.shape)}, expected {tuple(shape)}"
+                f"with {_describe_size(size)} its output is {tuple(given.shape)}, expected {tuple(shape)}"
             )
         difference = expected.amax(1) - expected.gather(1, given[:, None].long())[:, 0] if argmax else given - expected
         comparison = Comparison(size, float(difference.abs().max()), float(expected.abs().max()))
         if not comparison.is_exact:
-            raise InexactExportError(f"{name} is removed: it is not exact. {comparison}")
+            raise InexactExportError(f"it is not exact. {comparison}")
         comparisons.append(comparison)
     return comparisons
 
@@ -180,14 +205,14 @@ def make_images(model: nn.Module, size: Size) -> Tensor:
 
 def describe(cfg: CfgNode, network: ExportableSegmentor) -> dict[str, str]:
     """What a file says about itself, as texts; lists are JSON, the config is yaml."""
-    order = cfg.INPUT.FORMAT
+    order, channels = cfg.INPUT.FORMAT, len(cfg.MODEL.PIXEL_MEAN)
     output = f"{LABELS}: train ids (batch, height, width), int64"
     if not network.argmax:
         output = f"{LOGITS}: (batch, classes, height, width), float32"
     return {
         "d2_contrast": __version__,
         **_describe_classes(cfg),
-        "input": f"{INPUT}: (batch, {len(order)}, height, width), float32 from 0 to 255, channels {order}",
+        "input": f"{INPUT}: (batch, {channels}, height, width), float32 from 0 to 255, {order}",
         "output": output,
         "channels": order,
         "pixel_mean": json.dumps(cfg.MODEL.PIXEL_MEAN),
@@ -211,7 +236,10 @@ def load_trained(path: str, config_file: str = "", overrides: Sequence[str] = ()
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file of weights, nor folder of a run")
     folder = path if os.path.isdir(path) else os.path.dirname(path)
-    config_file = config_file or os.path.join(folder, CONFIG_FILE)
+    beside = os.path.join(folder, CONFIG_FILE)
+    if not config_file and not os.path.isfile(beside):
+        raise FileNotFoundError(f"{path} has no {CONFIG_FILE} beside it: name its config by --config-file")
+    config_file = config_file or beside
     cfg = load_config(config_file, [*overrides, "MODEL.DEVICE", "cpu"])
     check_names(cfg)
     register_folders(cfg.DATASETS.FOLDERS)
@@ -279,20 +307,9 @@ def _read_onnx(path: str) -> Callable[[Tensor], Tensor]:
 def _write_torch_export(
     network: ExportableSegmentor, images: Tensor, file: IO[bytes], metadata: dict[str, str]
 ) -> None:
-    from torch.fx.experimental import _config
-
-    # Conditions on sizes, such as that there is more than one window, would restrict the sizes of images. Those that
-    # hold for all sizes, but that torch cannot prove, are checked at run time.
-    asserts = "prefer_deferred_runtime_asserts_over_guards"
-    oblivious = "backed_size_oblivious"
-    if asserts not in inspect.signature(torch.export.export).parameters or not hasattr(_config, oblivious):
-        raise ValueError(
-            f"torch {torch.__version__} cannot export a network for images of any size by torch.export: take a newer "
-            "one, or --format onnx or torchscript"
-        )
     axes = {axis: torch.export.Dim(name) for axis, name in ((0, "batch"), (2, "height"), (3, "width"))}
-    with _config.patch({oblivious: True}):  # type: ignore[attr-defined]
-        program = torch.export.export(network, (images,), dynamic_shapes=(axes,), strict=False, **{asserts: True})
+    with _config.patch({OBLIVIOUS: True}):  # type: ignore[attr-defined]
+        program = torch.export.export(network, (images,), dynamic_shapes=(axes,), strict=False, **{ASSERTS: True})
     torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
 
 
@@ -319,6 +336,11 @@ FORMATS: dict[str, tuple[Callable, Callable]] = {
     "torch.export": (_write_torch_export, _read_torch_export),
     "torchscript": (_write_torchscript, _read_torchscript),
 }
+
+
+def _describe_size(size: Size) -> str:
+    count, height, width = size
+    return f"{count} {'image' if count == 1 else 'images'} of {height} x {width} pixels"
 
 
 def _first_line(error: BaseException) -> str:

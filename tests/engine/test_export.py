@@ -1,6 +1,7 @@
 """Networks of the paper, small, in every format: what is written gives what PyTorch gives, or is not there."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -18,11 +19,10 @@ from torch import nn
 from d2_contrast.config import load_config
 from d2_contrast.data.datasets.shapes_drawing import CLASSES, draw
 from d2_contrast.engine.checkpoint import ContrastCheckpointer
-from d2_contrast.engine.export import FORMATS, InexactExportError, export_network
+from d2_contrast.engine.export import FORMATS, InexactExportError, check_installed, export_network
 from d2_contrast.export import SUFFIXES, main
 from d2_contrast.modeling.exportable import AveragePool
 
-DEEPLAB = "cityscapes/deeplabv3_r101_contrast_bs12_120k.yaml"
 UPER = "cityscapes/uper_r101_contrast_bs12_120k.yaml"
 
 
@@ -102,8 +102,8 @@ def frozen_weights(self, x):
 @pytest.mark.parametrize(
     "pool, message",
     [
-        (frozen_mean, r"is removed: it is not exact. 1 image of 225 x 320 pixels: differs from PyTorch by \d"),
-        (frozen_weights, "is removed: it does not run with 1 images of 225 x 320 pixels"),
+        (frozen_mean, r"is not written: it is not exact. 1 image of 225 x 320 pixels: differs from PyTorch by \d"),
+        (frozen_weights, "is not written: what was written does not run with 1 image of 225 x 320 pixels"),
     ],
     ids=["wrong", "does not run"],
 )
@@ -118,8 +118,16 @@ def test_frozen_sizes_are_refused(kind, pool, message, tmp_path, monkeypatch):
     assert path.read_text() == "an earlier one" and list(tmp_path.iterdir()) == [path]
 
 
+def test_networks_that_do_not_run_themselves(tmp_path):
+    """Detectron2's head, which pools in windows of the crop."""
+    cfg, model = make_network("shapes/deeplabv3plus_r18_contrast.yaml", INPUT__CROP__ENABLED=True)
+    with pytest.raises(InexactExportError, match="is not written: .*`pool_kernel_size` must be divisible"):
+        export_network(cfg, model, tmp_path / "model.pt", "torchscript")
+    assert not list(tmp_path.iterdir())
+
+
 def test_networks_that_are_not_finite_are_refused(tmp_path):
-    cfg, model = make_network(DEEPLAB)
+    cfg, model = make_network(UPER)
     nn.init.constant_(model.sem_seg_head.predictor.bias, float("nan"))
     with pytest.raises(InexactExportError, match="differs from PyTorch by nan"):
         export_network(cfg, model, tmp_path / "model.pt", "torchscript")
@@ -180,7 +188,7 @@ def test_refusal_on_the_command_line(run_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(AveragePool, "forward", frozen_mean)
     output = tmp_path / "model.pt"
     assert main(["--weights", str(run_folder / "model_final.pth"), "--output", str(output)]) == 1
-    assert f"error: {output} is removed: it is not exact. 1 image of 225 x 320 pixels" in capsys.readouterr().err
+    assert f"error: {output} is not written: it is not exact. 1 image of 225 x 320 pixels" in capsys.readouterr().err
     assert not output.exists()
 
 
@@ -203,6 +211,19 @@ def test_mistakes(arguments, message, run_folder, capsys, tmp_path, monkeypatch)
     told = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code == 2 and message in told[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_without_config(run_folder, tmp_path, capsys):
+    weights = shutil.copy(run_folder / "model_final.pth", tmp_path)
+    with pytest.raises(SystemExit):
+        main(["--weights", weights, "--output", str(tmp_path / "a.pt")])
+    assert f"{weights} has no config.yaml beside it: name its config by --config-file" in capsys.readouterr().err
+
+
+def test_old_torch(monkeypatch):
+    monkeypatch.setattr(torch.export, "export", lambda module, args: None)
+    with pytest.raises(ValueError, match=r"torch \d.* cannot export .*: take a newer one, or --format"):
+        check_installed("torch.export")
 
 
 def test_help_needs_no_torch():
