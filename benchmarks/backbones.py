@@ -31,7 +31,6 @@ TIMM = {
     "Swin, timm's": "swin_tiny_patch4_window7_224",
     "Swin V2": "swinv2_tiny_window8_256",
     "PVT v2": "pvt_v2_b0",
-    "MaxViT": "maxvit_tiny_tf_224",
 }
 VIT = {
     "ViT": "vit_tiny_patch16_224",
