@@ -229,7 +229,7 @@ def _add_backbones(cfg: CN) -> None:
     # Normalisation of backbones that come with batch norm: "BN", "SyncBN" or "FrozenBN".
     cfg.MODEL.BACKBONE.NORM = "BN"
 
-    # MODEL.TIMM, for MODEL.BACKBONE.NAME "TimmBackbone" and "HRNet".
+    # MODEL.TIMM, for MODEL.BACKBONE.NAME "TimmBackbone", "HRNet" and "ViTPyramid".
     cfg.MODEL.TIMM = CN()
     # Any model that timm can build with features_only=True; its last four feature maps become res2 ... res5. "name.tag"
     # chooses among its weights. For HRNet one of timm's HRNets, whose branches they are.
@@ -252,6 +252,12 @@ def _add_backbones(cfg: CN) -> None:
     cfg.MODEL.SWIN.CHECKPOINTING = False
     # The timm model of equal structure whose weights MODEL.BACKBONE.PRETRAINED downloads.
     cfg.MODEL.SWIN.PRETRAINED_NAME = "swin_tiny_patch4_window7_224.ms_in1k"
+
+    # MODEL.VIT, for MODEL.BACKBONE.NAME "ViTPyramid": res2 ... res5 made from the last map of a plain Vision
+    # Transformer of timm, such as MODEL.TIMM.NAME "vit_small_patch14_dinov2.lvd142m". NORM is that of this pyramid.
+    cfg.MODEL.VIT = CN()
+    cfg.MODEL.VIT.OUT_CHANNELS = 256
+    cfg.MODEL.VIT.NORM = "LN"
 
     # MODEL.UPER, for MODEL.BACKBONE.NAME "UPerFPN": the pyramid of UPerNet over any backbone, giving p2 ... p5.
     cfg.MODEL.UPER = CN()

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from scipy.io import savemat
+from tiny_models import small_model
 
 from d2_contrast.data.files import read_raw_label
+from d2_contrast.engine.export import export_network
 from d2_contrast.evaluation import CityscapesEvaluator, ConfusionEvaluator, build_evaluator
 from d2_contrast.extras import MissingExtraError, import_extra
 
@@ -75,6 +77,15 @@ def test_pictures_and_measures_need_an_extra(uninstall, package, user):
     uninstall(package, users=[name for name in sys.modules if name.startswith(names)])
     with pytest.raises(MissingExtraError, match=rf"^{package} .*d2_contrast\[visualize\]"):
         import_module(f"d2_contrast.{user}")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_onnx_needs_an_extra(uninstall, package, tmp_path):
+    uninstall(package)
+    model = small_model("cityscapes/deeplabv3_r101_contrast_bs12_120k.yaml").eval()
+    with pytest.raises(MissingExtraError, match=rf"^{package} .*d2_contrast\[export\]"):
+        export_network(None, model, tmp_path / "model.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_cityscapes_is_evaluated_by_iou_without_its_extra(tmp_path, uninstall, caplog):

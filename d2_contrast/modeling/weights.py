@@ -10,12 +10,14 @@ weights costs days.
 """
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import timm
-from timm.layers import resize_rel_pos_bias_table_simple
+from detectron2.modeling import SimpleFeaturePyramid
+from timm.layers import resample_abs_pos_embed, resample_patch_embed, resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 
 # A file that matches a smaller share of a backbone's numbers does not hold its weights. (By the number of tensors,
@@ -40,15 +42,20 @@ TABLE = "relative_position_bias_table"
 logger = logging.getLogger(__name__)
 
 
-def load_pretrained(backbone: nn.Module, name: str) -> None:
+def load_pretrained(backbone: nn.Module, name: str, **options) -> None:
     """Download the weights of the timm model ``name`` ("name.tag" chooses among several) into ``backbone``.
+
+    Args:
+        backbone: a backbone without pyramid.
+        name: of the model.
+        options: more arguments for timm, which fits the weights to them.
 
     Raises:
         RuntimeError: they cannot be downloaded.
         ValueError: they are not the weights of such a backbone.
     """
     try:
-        weights = timm.create_model(name, pretrained=True).state_dict()
+        weights = timm.create_model(name, pretrained=True, **options).state_dict()
     except Exception as error:
         raise RuntimeError(
             f"MODEL.BACKBONE.PRETRAINED is True, but the weights of timm's {name!r} cannot be downloaded "
@@ -82,6 +89,10 @@ def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: st
             side = (int(len(own[name]) ** 0.5) + 1) // 2
             tensor = resize_rel_pos_bias_table_simple(tensor, (side, side), own[name].shape)
             resized.append(name)
+        if canonical.endswith("patch_embed.proj.weight") and tensor.shape[:2] == own[name].shape[:2]:
+            tensor = resample_patch_embed(tensor, list(own[name].shape[2:]))
+        if canonical.endswith("pos_embed") and tensor.ndim == own[name].ndim == 3:
+            tensor = _resize_positions(tensor, own[name].shape[1])
         if tensor.shape == own[name].shape:
             matched[name] = tensor
         else:
@@ -99,6 +110,18 @@ def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: st
         raise ValueError(f"These are not the weights of this backbone ({describe(own)}). {summary}")
     backbone.load_state_dict(matched, strict=False)
     logger.info(summary)
+
+
+def _resize_positions(embedding: Tensor, count: int) -> Tensor:
+    """Resize the position embedding (1, tokens, C) of a Vision Transformer to a number of tokens.
+
+    Both are a square of tokens after some that have no place in the image, equally many.
+    """
+    side, new_side = math.isqrt(embedding.shape[1]), math.isqrt(count)
+    prefix = embedding.shape[1] - side**2
+    if embedding.shape[1] == count or prefix != count - new_side**2:
+        return embedding
+    return resample_abs_pos_embed(embedding, [new_side, new_side], [side, side], num_prefix_tokens=prefix)
 
 
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
@@ -138,8 +161,9 @@ def describe(names: Iterable[str]) -> str:
 def innermost_backbone(model: nn.Module) -> tuple[nn.Module | None, str]:
     """The backbone of a model below its pyramids, None if it has none, and the prefix of its tensors' names."""
     backbone, prefix = getattr(model, "backbone", None), "backbone."
-    while hasattr(backbone, "bottom_up"):
-        backbone, prefix = backbone.bottom_up, prefix + "bottom_up."
+    while hasattr(backbone, "bottom_up") or isinstance(backbone, SimpleFeaturePyramid):
+        below = "net" if isinstance(backbone, SimpleFeaturePyramid) else "bottom_up"
+        backbone, prefix = getattr(backbone, below), f"{prefix}{below}."
     return backbone, prefix
 
 

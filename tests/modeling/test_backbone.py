@@ -4,13 +4,15 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import FPN, SwinTransformer, build_sem_seg_head
 from timm.layers import FrozenBatchNormAct2d
+from timm.models.vision_transformer import checkpoint_filter_fn
 from tiny_models import SMALL, make_batch
 from torch import nn
 
 from d2_contrast.config import default_config
-from d2_contrast.modeling.backbone import HRNet, Swin, TimmBackbone, UPerFPN
+from d2_contrast.modeling.backbone import HRNet, Swin, TimmBackbone, UPerFPN, ViTPyramid
 from d2_contrast.modeling.backbone.timm import ImageSizes, build_body
 from d2_contrast.modeling.meta_arch import ContrastiveSegmentor
+from d2_contrast.modeling.weights import innermost_backbone, load_backbone
 
 TINY_SWIN = dict(embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 4])
 
@@ -24,6 +26,11 @@ BACKBONES = {
     "timm swin, channels last": (lambda: TimmBackbone(name="swin_tiny_patch4_window7_224"), [4, 8, 16, 32]),
     "HRNet": (lambda: HRNet(name="hrnet_w18_small"), [4, 8, 16, 32]),
     "Swin": (lambda: Swin(**TINY_SWIN), [4, 8, 16, 32]),
+    "timm swin v2": (lambda: TimmBackbone(name="swinv2_tiny_window8_256"), [4, 8, 16, 32]),
+    "pvt v2": (lambda: TimmBackbone(name="pvt_v2_b0"), [4, 8, 16, 32]),
+    "plain ViT": (lambda: ViTPyramid(name="vit_tiny_patch16_224", out_channels=8), [4, 8, 16, 32]),
+    "DINOv2": (lambda: ViTPyramid(name="vit_small_patch14_dinov2", out_channels=8), [4, 8, 16, 32]),
+    "DINOv3": (lambda: ViTPyramid(name="vit_tiny_patch16_dinov3_qkvb", out_channels=8), [4, 8, 16, 32]),
     "UPerFPN": (lambda: UPerFPN(bottom_up=Swin(**TINY_SWIN), in_features=["res2", "res4", "res5"]), None),
 }
 
@@ -60,6 +67,29 @@ def test_timm_maps_are_those_of_timm():
     with torch.no_grad():
         for ours, theirs in zip(backbone(image).values(), own(image)):
             torch.testing.assert_close(ours, theirs.permute(0, 3, 1, 2))
+
+
+def test_vit_maps_are_those_of_timm():
+    """Patches of another side and positions of another image are fitted as timm fits them."""
+    foreign = timm.create_model("vit_small_patch14_dinov2")
+    vit = timm.create_model("vit_small_patch14_dinov2", patch_size=16, dynamic_img_size=True).eval()
+    vit.load_state_dict(checkpoint_filter_fn(foreign.state_dict(), vit))
+    pyramid = ViTPyramid(name="vit_small_patch14_dinov2", out_channels=8).eval()
+    backbone, prefix = innermost_backbone(nn.ModuleDict({"backbone": pyramid}))
+    assert backbone is pyramid.net and prefix == "backbone.net."
+    load_backbone(backbone, foreign.state_dict(), "a file")
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        tokens = vit.forward_features(image)[:, 1:]
+        torch.testing.assert_close(backbone(image)["last"].flatten(2).transpose(1, 2), tokens)
+        expected = pyramid.stages[3](tokens.transpose(1, 2).unflatten(2, (4, 6)))
+        torch.testing.assert_close(pyramid(image)["res5"], expected)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "no_such_vit", "vit_tiny_r_s16_p8_224"])
+def test_what_is_no_plain_vit(name):
+    with pytest.raises(ValueError, match=f"MODEL.TIMM.NAME is '{name}'"):
+        ViTPyramid(name=name)
 
 
 def test_hrnet_fuses_bilinearly():

@@ -4,5 +4,6 @@ from .hrnet import HRNet
 from .swin import Swin
 from .timm import TimmBackbone
 from .uper_fpn import UPerFPN
+from .vit import ViTPyramid
 
-__all__ = ["HRNet", "Swin", "TimmBackbone", "UPerFPN"]
+__all__ = ["HRNet", "Swin", "TimmBackbone", "UPerFPN", "ViTPyramid"]
