@@ -21,6 +21,7 @@ VERBS = {
     "check": "check a dataset: its files, its label values, how frequent its classes are",
     "train": "train, resume or evaluate a network: train_net.py",
     "predict": "segment images, folders, videos or a camera, and write label maps and pictures",
+    "export": "write a trained network as ONNX, torch.export or TorchScript, compared with PyTorch",
     "analyze": "count the parameters and operations of a network, part by part",
     "features": "measure what the feature maps of trained networks know about classes",
     "compare": "compare two trained runs: scores, features, pictures",

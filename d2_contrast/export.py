@@ -1,8 +1,8 @@
 """Write a trained network as one file that runs without this package: ONNX, torch.export or TorchScript.
 
-python -m d2_contrast.export --weights output/shapes/uper_r18_contrast --output model.onnx
-python -m d2_contrast.export --config-file garden.yaml --weights output/garden/model_final.pth --output garden.pt2
-python -m d2_contrast.export --weights model_final.pth --config-file garden.yaml --output labels.onnx --argmax
+d2-contrast export --weights output/shapes/uper_r18_contrast --output model.onnx
+d2-contrast export --config-file garden.yaml --weights output/garden/model_final.pth --output garden.pt2
+d2-contrast export --weights model_final.pth --config-file garden.yaml --output labels.onnx --argmax
 
 The file takes images (batch, 3, height, width), float32 from 0 to 255, of any number and size. It normalises and pads
 them itself, and gives logits (batch, classes, height, width). It is kept only if it gives what PyTorch gives, at
@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from .cli import verb_parser
 from .errors import in_plain_words
 
 # The usual ending of the name of a file, by format.
@@ -21,9 +22,7 @@ SUFFIXES = {"onnx": ".onnx", "torch.export": ".pt2", "torchscript": ".pt"}
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m d2_contrast.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verb_parser("export", __doc__)
     parser.add_argument("--weights", required=True, metavar="PATH", help="checkpoint, or the folder of a run")
     parser.add_argument("--config-file", default="", metavar="FILE", help="default: config.yaml beside the weights")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="file to write")
@@ -43,9 +42,16 @@ def main(argv: list[str] | None = None) -> int:
     if kind is None:
         parser.error(f"--output {args.output}: name a --format, or end the name with {' or '.join(SUFFIXES.values())}")
     with in_plain_words():
-        from .engine.export import InexactExportError, export_network, load_trained  # seconds, so after --help
+        # These take seconds, so they come after --help.
+        from .data import register_folders
+        from .engine.export import InexactExportError, export_network
+        from .engine.setup import check_names
+        from .engine.trained import load_network, read_trained
 
-        cfg, model = load_trained(args.weights, args.config_file, args.opts)
+        cfg = read_trained(args.weights, args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+        check_names(cfg)
+        register_folders(cfg.DATASETS.FOLDERS)
+        model, _ = load_network(cfg, cfg.MODEL.WEIGHTS)
         print(f"Tracing the network and comparing the result; {kind} ...", file=sys.stderr, flush=True)
         try:
             comparisons = export_network(cfg, model, args.output, kind, argmax=args.argmax)

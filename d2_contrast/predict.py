@@ -1,12 +1,11 @@
 """Segment images, folders of images, videos or a camera with a trained network.
 
-python -m d2_contrast.predict --weights output/shapes/uper_r18_contrast --input street.jpg --output predictions
-python -m d2_contrast.predict --weights model_best.safetensors --input 'photos/**/*.jpg' drive.mp4 --output predictions
-python -m d2_contrast.predict --weights ... --input aerial.tif --output predictions --window 512
+d2-contrast predict --weights output/shapes/uper_r18_contrast --input street.jpg --output predictions
+d2-contrast predict --weights model_best.safetensors --input 'photos/**/*.jpg' drive.mp4 --output predictions
+d2-contrast predict --weights ... --input aerial.tif --output predictions --window 512
 """
 
 # Nothing heavy is imported before it is needed: the help has to be there at once.
-import argparse
 import os
 import re
 import sys
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from .cli import verb_parser
 from .errors import explain, in_plain_words
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ OUT_OF_MEMORY = re.compile("out ?of ?memory|MemoryError|can't allocate memory", 
 
 def build_parser() -> ArgumentParser:
     """The options of the command line."""
-    parser = ArgumentParser(
-        prog="d2_contrast.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verb_parser("predict", __doc__)
     add = parser.add_argument
     add("--weights", required=True, help="folder of a run, for its last checkpoint, or a file of weights")
     add("--input", required=True, nargs="+", help="images, folders, globs, videos, or the number of a camera")

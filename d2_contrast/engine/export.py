@@ -12,22 +12,14 @@ from typing import IO
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch.fx.experimental import _config
 
 from .. import __version__
-from ..config import load_config
-from ..data import register_folders
 from ..extras import import_extra
 from ..modeling.exportable import ExportableSegmentor
-from ..modeling.meta_arch import TRAINING_ONLY
 from ..modeling.weights import innermost_backbone
 from ..output import write_whole
-from .averaging import build_average
-from .checkpoint import build_checkpointer
-from .setup import check_names
-from .trainer import CONFIG_FILE, without_download
 
 # Largest difference from PyTorch, as a share of the largest logit.
 TOLERANCE = 1e-4
@@ -219,48 +211,6 @@ def describe(cfg: CfgNode, network: ExportableSegmentor) -> dict[str, str]:
         "pixel_std": json.dumps(cfg.MODEL.PIXEL_STD),
         "config": cfg.dump(),
     }
-
-
-def load_trained(path: str, config_file: str = "", overrides: Sequence[str] = ()) -> tuple[CfgNode, nn.Module]:
-    """Load a trained segmentor to the CPU, in evaluation mode, with the moving average of its weights if it has one.
-
-    Args:
-        path: a checkpoint, or the folder of a run, of which the last one is taken.
-        config_file: its config; "" for the ``config.yaml`` beside the weights.
-        overrides: keys and values in turn.
-
-    Raises:
-        FileNotFoundError: there are no weights, or there is no config.
-        KeyError, ValueError: config or weights do not fit this version, or each other.
-    """
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such file of weights, nor folder of a run")
-    folder = path if os.path.isdir(path) else os.path.dirname(path)
-    beside = os.path.join(folder, CONFIG_FILE)
-    if not config_file and not os.path.isfile(beside):
-        raise FileNotFoundError(f"{path} has no {CONFIG_FILE} beside it: name its config by --config-file")
-    config_file = config_file or beside
-    cfg = load_config(config_file, [*overrides, "MODEL.DEVICE", "cpu"])
-    check_names(cfg)
-    register_folders(cfg.DATASETS.FOLDERS)
-    cfg.OUTPUT_DIR = folder
-    model = build_model(without_download(cfg)).eval()
-    average = build_average(cfg, model)
-    checkpointer = build_checkpointer(cfg, model, average)
-    weights = checkpointer.get_checkpoint_file() if os.path.isdir(path) else path
-    if not weights:
-        raise FileNotFoundError(f"{path} holds no weights: expected a checkpoint, or the folder of a run")
-    checkpoint = checkpointer.load(weights, checkpointables=[])
-    if missing := [name for name in checkpointer.missing if not name.startswith(TRAINING_ONLY)]:
-        raise ValueError(
-            f"{weights} holds no weights for {len(missing)} tensors of the network of {config_file} ({missing[0]}, "
-            "...): expected a checkpoint of that network"
-        )
-    if average is not None and "average" in checkpoint:
-        average.load_state_dict(checkpoint["average"], strict=False)  # what is for training alone may be missing
-        if average.n_averaged:
-            model.load_state_dict(average.module.state_dict())
-    return cfg, model
 
 
 def _describe_classes(cfg: CfgNode) -> dict[str, str]:

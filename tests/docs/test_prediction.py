@@ -53,10 +53,10 @@ def test_default_predictor(folder):
 
 def test_commands_have_options_that_exist():
     pages = [(ROOT / page).read_text() for page in ("docs/prediction.md", "README.md")]
-    commands = [line.split() for page in pages for line in page.splitlines() if "-m d2_contrast.predict" in line]
+    commands = [line.split() for page in pages for line in page.splitlines() if "d2-contrast predict" in line]
     assert len(commands) >= 2
     for command in commands:
-        build_parser().parse_args(command[command.index("d2_contrast.predict") + 1 :])
+        build_parser().parse_args(command[command.index("predict") + 1 :])
 
 
 def test_own_training_script(folder, monkeypatch):
