@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.modeling.backbone.swin import BasicLayer
 from PIL import Image
 from snippets import code_blocks
 from tiny_models import CONFIGS, STRUCTURES, small_config
@@ -21,7 +22,7 @@ from d2_contrast.data.datasets.shapes_drawing import CLASSES, draw
 from d2_contrast.engine.checkpoint import ContrastCheckpointer
 from d2_contrast.engine.export import FORMATS, InexactExportError, check_installed, export_network
 from d2_contrast.export import SUFFIXES, main
-from d2_contrast.modeling.exportable import AveragePool
+from d2_contrast.modeling.exportable import AveragePool, SwinStage
 
 UPER = "cityscapes/uper_r101_contrast_bs12_120k.yaml"
 
@@ -68,6 +69,35 @@ def test_networks(name, kind, tmp_path):
             given = run(images)
         assert expected.std() > 0
         torch.testing.assert_close(given, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+class Windows(nn.Module):
+    """A stage of a Swin Transformer, with and without shift, on the pixels of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.stage = SwinStage(BasicLayer(4, 2, 1, window_size=3, drop_path=0.0))
+
+    def forward(self, images):
+        height, width = images.shape[2:]
+        if not torch.jit.is_tracing():
+            torch._check(height >= 1)
+            torch._check(width >= 1)
+        return self.stage(images.flatten(2).transpose(1, 2), height, width)[0]
+
+
+def test_windows_by_torch_export(tmp_path):
+    """Images of less than a window, of one, and of several."""
+    torch.manual_seed(0)
+    write, read = FORMATS["torch.export"]
+    network = Windows().eval()
+    with torch.no_grad(), (tmp_path / "stage.pt2").open("wb") as file:
+        write(network, torch.rand(2, 4, 8, 7), file, {})
+        file.flush()
+        run = read(file.name)
+        for size in [(1, 1, 1), (1, 3, 3), (3, 2, 10), (1, 9, 3)]:
+            images = torch.rand(size[0], 4, *size[1:])
+            torch.testing.assert_close(run(images), network(images))
 
 
 def test_label_maps(tmp_path):
