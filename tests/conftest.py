@@ -1,6 +1,7 @@
 import logging
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(autouse=True)
 def drop_closed_logs():
-    """Runs of earlier tests log to streams that ended with these tests."""
-    for name in ("fvcore", "detectron2", "d2_contrast"):
+    """Runs of earlier tests log to streams that ended with these tests, and to the terminal."""
+    console = getattr(sys.modules.get("d2_contrast.engine.console"), "CONSOLE", None)
+    for name in ("fvcore", "detectron2", "d2_contrast", "py.warnings"):
         logger = logging.getLogger(name)
-        for handler in [h for h in logger.handlers if getattr(getattr(h, "stream", None), "closed", False)]:
-            logger.removeHandler(handler)
+        for handler in list(logger.handlers):
+            if handler is console or getattr(getattr(handler, "stream", None), "closed", False):
+                logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
