@@ -93,8 +93,9 @@ class ProcessWatch:
             " (PROCESS_GROUP_TIMEOUT): the job ends"
         )
         logger.error(text)
-        with suppress(OSError):
-            os.write(2, f"{text}\n".encode())
+        if not comm.is_main_process():  # whose log alone is shown
+            with suppress(OSError):
+                os.write(2, f"{text}\n".encode())
         if host == socket.gethostname():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)

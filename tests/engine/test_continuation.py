@@ -15,6 +15,7 @@ from d2_contrast.engine import Trainer, setup
 from d2_contrast.visualize import read_metrics
 
 LENGTH = {"SOLVER.MAX_ITER": 21, "SOLVER.CHECKPOINT_PERIOD": 7, "SOLVER.MAX_TO_KEEP": 0}
+LENGTH |= {"MODEL.TIMM.NAME": "test_resnet", "INPUT.CROP.SIZE": [32, 32]}
 SHORT = {"SOLVER.MAX_ITER": 5, "SOLVER.CHECKPOINT_PERIOD": 3}
 CASES = {
     "average, accumulation": {"SOLVER.EMA.ENABLED": True, "SOLVER.ACCUMULATION_STEPS": 2},
