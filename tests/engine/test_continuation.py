@@ -20,6 +20,13 @@ SHORT = {"SOLVER.MAX_ITER": 5, "SOLVER.CHECKPOINT_PERIOD": 3}
 CASES = {
     "average, accumulation": {"SOLVER.EMA.ENABLED": True, "SOLVER.ACCUMULATION_STEPS": 2},
     "bfloat16": SHORT | {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.DTYPE": "bfloat16", "SOLVER.OPTIMIZER": "SGD"},
+    "memory": SHORT
+    | {
+        "MODEL.CONTRAST.MEMORY.METHOD": "pixels+regions",
+        "MODEL.CONTRAST.MEMORY.PIXELS": 50,
+        "MODEL.CONTRAST.CROSS_SCALE_PAIRS": [],
+        "MODEL.CONTRAST.CROSS_SCALE_WEIGHTS": [],
+    },
     "float16": SHORT | {"SOLVER.AMP.ENABLED": True, "SOLVER.NON_FINITE": "skip", "SOLVER.EMA.ENABLED": True},
 }
 
@@ -70,7 +77,7 @@ def interrupted(make_cfg, tmp_path):
     return start
 
 
-@pytest.mark.parametrize("case", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", ["bfloat16", "float16", "memory"])
 def test_interrupted_runs_end_alike(interrupted, case, logged):
     compare = interrupted(case)
     assert compare(2) == []
