@@ -34,11 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
     from .config import load_config
     from .data import check_dataset, register_folders
-    from .data.files import as_file_name
+    from .data.files import as_file_name, limit_pixels
     from .extras import MissingExtraError
 
     log_to_terminal("d2_contrast.data")
     cfg = load_config(args.config_file, args.opts)
+    limit_pixels(cfg.INPUT.MAX_PIXELS)
     register_folders(cfg.DATASETS.FOLDERS)
     check = check_dataset(args.name)
     labelled = sum("sem_seg_file_name" in sample for sample in check.samples)

@@ -1,9 +1,9 @@
 """Every config key that this project adds to Detectron2's, with its meaning, unit and default."""
 
 import difflib
-import functools
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 
 from . import _detectron2  # noqa: F401 (a check, so it comes first)
 
@@ -13,7 +13,9 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
-from .config_files import find_config, read_config
+from .config_files import find_config, flatten, read_config
+from .config_ranges import RANGES, check_config
+from .errors import shorten
 
 # Old names of keys, which load_config still reads.
 RENAMED = {
@@ -42,8 +44,8 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> CN:
 
     Raises:
         KeyError: a key does not exist; the message names it, where it stands and which keys are like it.
-        ValueError: a value has the wrong type, a key on the command line has no value, a key is given under an old and
-            a new name, or a file is no config.
+        ValueError: a value is out of its range (:mod:`.config_ranges`) or contradicts another one, a key on the
+            command line has no value, a key is given under an old and a new name, or a file is no config.
         FileNotFoundError: there is no such file, nor a config of this name.
     """
     return _build(read_config(find_config(config_file)) if config_file else {}, config_file, overrides)
@@ -75,17 +77,43 @@ def _build(loaded: dict, source: str, overrides: Sequence[str]) -> CN:
     where = source
     try:
         _rename_old_keys(loaded, source)
-        cfg.merge_from_other_cfg(CN(loaded))
+        cfg.merge_from_other_cfg(CN(_like(cfg, loaded)))
         where = "command line"
-        cfg.merge_from_list([_new_name(key, where) if i % 2 == 0 else key for i, key in enumerate(overrides)])
+        keys = [_new_name(key, where) for key in overrides[::2]]
+        current = flatten(cfg)
+        values = [_like(current.get(key), value) for key, value in zip(keys, overrides[1::2])]
+        cfg.merge_from_list([part for pair in zip(keys, values) for part in pair])
+    except RecursionError:
+        raise ValueError(f"{where}: expected sections that are not nested in themselves, as by a yaml anchor") from None
     except (KeyError, ValueError, AssertionError) as error:  # yacs raises any of them, file or command line
-        message = str(error.args[0])
-        if not message.startswith("Non-existent"):
-            raise ValueError(f"{where}: {message}") from error
+        raise _named(error, where, cfg) from None
+    check_config(cfg)
+    return cfg
+
+
+def _named(error: Exception, where: str, cfg: CN) -> Exception:
+    """The error of reading a config, with where the key stands and what is expected of its value."""
+    message = str(error.args[0])
+    if message.startswith("Non-existent"):
         similar = difflib.get_close_matches(message.split()[-1], list(flatten(cfg)), cutoff=0.7)
         hint = f"; similar keys: {', '.join(similar)}" if similar else ""
-        raise KeyError(f"{where}: {message}{hint}") from None
-    return cfg
+        return KeyError(f"{where}: {message}{hint}")
+    mismatch = re.fullmatch(
+        r"Type mismatch .* with values \((.*) vs\. (.*)\) for config key: (\S+)", message, re.DOTALL
+    )
+    if mismatch is None:
+        return ValueError(f"{where}: {message}")
+    own, value, key = mismatch.groups()
+    expected = RANGES.get(key, f"a value like {own}" if key in flatten(cfg) else "a section with keys")
+    return ValueError(f"{where}: {key} is {shorten(' '.join(value.split()))}: expected {expected}")
+
+
+def _like(default: object, value: object) -> object:
+    """A value from a file or the command line, with 1 as 1.0 where the default is a float, in sections too."""
+    if isinstance(default, CN) and isinstance(value, dict):
+        return {key: _like(default.get(key), entry) for key, entry in value.items()}
+    is_whole = not isinstance(value, bool) and re.fullmatch(r"[+-]?\d+", str(value))
+    return float(str(value)) if isinstance(default, float) and is_whole else value
 
 
 def _check_pairs(overrides: Sequence[str]) -> None:
@@ -111,22 +139,16 @@ def _rename_old_keys(loaded: dict, where: str) -> None:
     """Bring what a file sets under old names of keys to the new ones."""
     for old in RENAMED:
         node, _, key = old.rpartition(".")
-        section = functools.reduce(lambda d, name: d.get(name) or {}, node.split("."), loaded)
-        if key not in section:
+        section: object = loaded
+        for name in node.split("."):
+            section = section.get(name) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or key not in section:
             continue
         new = _new_name(old, where)
         new_key = new.rpartition(".")[2]
         if new_key in section:
             raise ValueError(f"{where}: {old} is an old name of {new}, and both are set: remove the old one")
         section[new_key] = section.pop(key)
-
-
-def flatten(cfg: Mapping, prefix: str = "") -> dict[str, object]:
-    """The values of a config, or of what a config file holds, by dotted key."""
-    flat: dict[str, object] = {}
-    for key, value in cfg.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def add_contrast_config(cfg: CN) -> None:
@@ -315,6 +337,8 @@ def _add_heads(cfg: CN) -> None:
 
 
 def _add_input(cfg: CN) -> None:
+    # Images and label maps of more pixels than this are refused, as a broken or hostile file could fill the memory.
+    cfg.INPUT.MAX_PIXELS = 2**28
     # The image is scaled by a factor that is uniform between these two; 1 is the size on disk, or MIN_SIZE_TRAIN.
     cfg.INPUT.SCALE_RANGE = [1.0, 1.0]
     # Width over height changes by a factor that is uniform between these two.
@@ -334,6 +358,9 @@ def _add_input(cfg: CN) -> None:
 
     # Datasets that are folders of images and label maps: a list of dicts, see d2_contrast/data/datasets/folders.py.
     cfg.DATASETS.FOLDERS = []
+    # A training image or label that cannot be used: "raise" the error, or "skip" it. Another sample then takes its
+    # place, and the end of the run lists what was skipped.
+    cfg.DATALOADER.ON_ERROR = "raise"
     # DATALOADER.SAMPLER_TRAIN "RepeatFactorTrainingSampler" repeats images with classes that are in a smaller share of
     # the images than REPEAT_THRESHOLD; it goes by the label maps.
 

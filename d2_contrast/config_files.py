@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def read_config(path: str, _readers: tuple[str, ...] = ()) -> dict[str, Any]:
     try:
         with PathManager.open(path) as file:
             values = yaml.safe_load(file) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:  # the last by what is nested too deeply
         raise ValueError(f"{path}: cannot read this file as yaml: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected keys with values, such as SEED: 1, but this holds {values!r:.60}")
@@ -63,6 +64,15 @@ def read_config(path: str, _readers: tuple[str, ...] = ()) -> dict[str, Any]:
         _merge(read_config(found, (*_readers, path)), into=merged)
     _merge(values, into=merged)
     return merged
+
+
+def flatten(cfg: Mapping, prefix: str = "") -> dict[str, object]:
+    """The values of a config, or of what a config file holds, by dotted key; an empty mapping is a value."""
+    flat: dict[str, object] = {}
+    for key, value in cfg.items():
+        is_section = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if is_section else {prefix + key: value}
+    return flat
 
 
 def _merge(values: dict[str, Any], into: dict[str, Any]) -> None:

@@ -17,6 +17,9 @@ EXIT_CODE = 2
 # What torch puts around an exception in a worker of the data loader.
 IN_WORKER = re.compile(r"Caught (?P<type>\w+) in .*worker.*\nOriginal Traceback", re.IGNORECASE)
 
+# What torch says, on a CPU and on a GPU.
+NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+
 # What gloo says in the processes that are left when one has ended.
 PEER_LOST = re.compile("gloo.*(closed|reset) by peer", re.IGNORECASE | re.DOTALL)
 PEER_ENDED = "Another process of this job has ended: its message says why"
@@ -28,12 +31,18 @@ def explain(error: BaseException) -> str | None:
     """Say in a sentence what an exception means to a user, None if it is a bug.
 
     To users speak the exceptions that this package raises, by a raise statement of its own; values and keys that the
-    libraries below it refuse; and the operating system's errors about a file.
+    libraries below it refuse; the operating system's errors about a file; and a lack of memory.
     """
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fspath(error.filename)}: {error.strerror}"
     if _speaks_to_users(error):
         return message_of(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
+        reason = " ".join(str(error).split()) or "of the main memory"
+        return (
+            "There is not enough memory: make SOLVER.IMS_PER_BATCH, INPUT.CROP.SIZE or the channels of the network "
+            f"smaller, or predict by TEST.SLIDING_WINDOW ({shorten(reason)})"
+        )
     if IN_WORKER.match(str(error)):
         return _explain_worker(str(error))
     if PEER_SILENT.search(str(error)):
@@ -44,6 +53,16 @@ def explain(error: BaseException) -> str | None:
 def message_of(error: BaseException) -> str:
     """The words of an exception; a KeyError would quote them."""
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+
+
+def shown(value: object) -> str:
+    """A value for an error message: as in Python, in one line, cut off where it is long."""
+    return shorten(re.sub(r"\s*\n\s*", " ", repr(value)))
+
+
+def shorten(text: str) -> str:
+    """A text for an error message, cut off where it is long."""
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _speaks_to_users(error: BaseException) -> bool:

@@ -126,12 +126,12 @@ def test_files_that_cannot_be_used_do_not_stop_the_check(garden, capsys, monkeyp
     (root / "garden/images/0.png").unlink()
     Image.new("RGB", (30, 30)).save(root / "garden/images/1.png")
     Image.fromarray(np.random.RandomState(0).randint(0, 9, (8, 10, 3), np.uint8)).save(root / "garden/labels/2.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
-    assert main(arguments) == 1
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # put back afterwards
+    assert main([arguments[0], "INPUT.MAX_PIXELS", "400", *arguments[1:]]) == 1
     out = capsys.readouterr().out
     for part in (
         "0.tif: the pixels of this image have Pillow's mode 'F'",
-        "1.png: this image is larger than Pillow reads",
+        "1.png: this image is too large",
         "labels/2.png: a label map has one channel",
     ):
         assert part in out

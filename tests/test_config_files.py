@@ -75,7 +75,11 @@ def test_an_unknown_name_is_told_with_similar_ones(name, expected):
         ("_BASE_: own.yaml\n", ValueError, "a base of itself"),
         ("SEED: [1\n", ValueError, "cannot read this file as yaml: .*line 2"),
         ("SEED: !!python/object/apply:os.getpid []\n", ValueError, "cannot read .* tag .*os.getpid"),
+        ("SEED: 'a\n\n  b'\n", ValueError, "SEED is a b: expected a whole number"),
         ("- SEED\n", ValueError, "expected keys with values"),
+        ("SEED: " + "[" * 9999, ValueError, "cannot read this file as yaml: .*recursion"),
+        ("MODEL: &a {CONTRAST: *a}\n", ValueError, "not nested in themselves"),
+        ("MODEL: &a [*a]\n", ValueError, "MODEL is .*: expected a section with keys"),
         ("\xff", ValueError, "cannot read this file as yaml"),
     ],
 )

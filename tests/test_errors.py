@@ -55,6 +55,24 @@ def test_exceptions_of_workers(workers, tmp_path):
         assert explain(catch(lambda p: next(iter(DataLoader(Images(p), num_workers=workers))), path)) == expected
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "of the main memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to\nallocate 9"),
+            "to allocate",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), "CUDA out of memory. Tried"),
+    ],
+)
+def test_a_lack_of_memory(error, reason):
+    sentence = explain(error)
+    assert sentence.startswith("There is not enough memory: make SOLVER.IMS_PER_BATCH, ")
+    assert reason in sentence and "\n" not in sentence
+    assert explain(ValueError("out of memory")) is None
+
+
 def test_a_lost_process():
     text = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4567"
     assert explain(RuntimeError(text)) == PEER_ENDED

@@ -18,8 +18,8 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..config import default_config, flatten, load_config
-from ..config_files import find_config
+from ..config import default_config, load_config
+from ..config_files import find_config, flatten
 from ..data import register_folders
 from ..engine.setup import check_datasets
 from ..errors import message_of

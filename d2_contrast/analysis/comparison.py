@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config import flatten
+from ..config_files import flatten
 from ..data import class_colors, get_ignore_label, read_image, read_label
 from ..data.files import as_file_name
 from ..engine.setup import check_datasets

@@ -202,8 +202,6 @@ class RandomBlur(T.Augmentation):
 def build_train_augmentation(cfg: CfgNode, ignore_label: int) -> list[T.Augmentation]:
     """The augmentations that the ``INPUT`` section of a config asks for."""
     cfg = cfg.INPUT
-    if cfg.CROP.ENABLED and cfg.CROP.TYPE != "absolute":
-        raise ValueError(f'INPUT.CROP.TYPE is {cfg.CROP.TYPE!r}, but only "absolute" is supported')
     augmentations: list[T.Augmentation] = [
         RandomScaleCrop(
             tuple(cfg.SCALE_RANGE),

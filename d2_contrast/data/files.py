@@ -2,6 +2,7 @@
 
 import io
 import re
+import zlib
 from pathlib import Path
 
 import cv2
@@ -13,11 +14,17 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ..extras import import_extra
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 # Pillow's modes of pictures with 8 bits per channel or fewer.
 EIGHT_BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 # Label maps with several channels: how many of them hold the class id; the rest is alpha.
 ID_CHANNELS = {"LA": 1, "PA": 1, "RGB": 3, "RGBA": 3}
+
+
+def limit_pixels(pixels: int) -> None:
+    """Refuse images and label maps of more pixels from now on, in this process: the limit is Pillow's own."""
+    Image.MAX_IMAGE_PIXELS = pixels
 
 
 def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
@@ -105,12 +112,15 @@ def _read_bytes(file_name: str, what: str) -> bytes:
 def _open(data: bytes, file_name: str, what: str) -> Image.Image:
     """Read the header of an image; its pixels are decoded by :func:`_load`."""
     try:
-        return Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data))
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:  # where Pillow only warns
+            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels exceed the limit of {limit}")
+        return image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         size = str(e).partition(",")[0]
         raise ValueError(
-            f"{file_name}: this {what} is larger than Pillow reads ({size}): cut it into tiles, or raise "
-            "PIL.Image.MAX_IMAGE_PIXELS"
+            f"{file_name}: this {what} is too large ({size}): cut it into tiles, or raise INPUT.MAX_PIXELS"
         ) from e
     except UnidentifiedImageError as e:
         # OpenCV knows more kinds of TIFF. Others are not tried: it takes seconds for some broken PNG files.
@@ -129,10 +139,27 @@ def _open(data: bytes, file_name: str, what: str) -> Image.Image:
 
 def _load(image: Image.Image, data: bytes, file_name: str, what: str) -> None:
     """Decode the pixels of an image that :func:`_open` gave."""
+    if image.format == "PNG" and (altered := _find_altered_chunk(data)):
+        raise _unreadable(data, file_name, what, f"its part {altered} does not match its checksum")
     try:
         image.load()
     except Exception as e:
         raise _unreadable(data, file_name, what, e) from e
+
+
+def _find_altered_chunk(png: bytes) -> str:
+    """The first part of a PNG file that is not as it was written, "" for none. Pillow looks at few of them."""
+    view = memoryview(png)
+    start = len(PNG_SIGNATURE)
+    while start + 12 <= len(png):
+        end = start + 12 + int.from_bytes(view[start : start + 4], "big")
+        kind = bytes(view[start + 4 : start + 8])
+        if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
+            return repr(kind.decode("latin-1"))
+        if kind == b"IEND":
+            break
+        start = end
+    return ""
 
 
 def _unreadable(data: bytes, file_name: str, what: str, reason: object) -> OSError:

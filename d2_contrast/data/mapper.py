@@ -11,9 +11,10 @@ from detectron2.data import Metadata, MetadataCatalog, detection_utils
 from detectron2.data import transforms as T
 
 from .augmentation import build_train_augmentation
-from .files import read_image
+from .files import limit_pixels, read_image
 from .labels import read_label
 from .metadata import check_metadata, check_same_classes, get_ignore_label
+from .skipped import SkippedSamples
 
 
 def build_test_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
@@ -32,6 +33,8 @@ class SemSegMapper:
         image_format: "RGB" or "BGR", the channel order that the network takes.
         metadata: of each dataset, by name, for the labels. A dataset dict says by ``dataset_name`` which is its own;
             it may leave that out where there is one dataset only.
+        max_pixels: larger images are refused; None for Pillow's own limit.
+        skipped: takes note of samples that cannot be used; None raises their errors.
     """
 
     @configurable
@@ -42,11 +45,15 @@ class SemSegMapper:
         augmentations: Sequence[T.Augmentation],
         image_format: str,
         metadata: Mapping[str, Metadata],
+        max_pixels: int | None = None,
+        skipped: SkippedSamples | None = None,
     ):
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.metadata = metadata
+        self.max_pixels = max_pixels
+        self.skipped = skipped
         logging.getLogger(__name__).debug(
             "Augmentations in %s: %s", "training" if is_train else "inference", augmentations
         )
@@ -67,9 +74,11 @@ class SemSegMapper:
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "metadata": metadata,
+            "max_pixels": cfg.INPUT.MAX_PIXELS,
+            "skipped": SkippedSamples(cfg.OUTPUT_DIR) if is_train and cfg.DATALOADER.ON_ERROR == "skip" else None,
         }
 
-    def __call__(self, dataset_dict: dict) -> dict:
+    def __call__(self, dataset_dict: dict) -> dict | None:
         """Map a dataset dict, which is left as it is.
 
         Returns:
@@ -79,11 +88,27 @@ class SemSegMapper:
             - ``sem_seg``: (H, W) int64 tensor of train ids and the ignore label, in training;
             - ``height``, ``width``: size of the image on disk, pixels.
 
+            None for a sample that cannot be used where ``skipped`` takes note of it: loaders take another one.
+
         Raises:
             OSError: a file is missing or damaged.
             ValueError: an image or a label is of a wrong kind, or a label does not fit its image or its dataset, or is
                 missing in training.
         """
+        if self.max_pixels is not None:
+            limit_pixels(self.max_pixels)  # here, as this may be a process of its own
+        try:
+            sample = self._map(dataset_dict)
+        except (OSError, ValueError) as error:
+            if self.skipped is None:
+                raise
+            self.skipped.add(str(dataset_dict.get("file_name")), error)
+            return None
+        if self.skipped is not None:
+            self.skipped.note_success()
+        return sample
+
+    def _map(self, dataset_dict: dict) -> dict:
         sample = copy.deepcopy(dataset_dict)
         image = read_image(sample["file_name"], self.image_format)
         detection_utils.check_image_size(sample, image)  # also fills in height and width

@@ -7,6 +7,8 @@ from typing import Any, TypeGuard
 import numpy as np
 from detectron2.data import Metadata
 
+from ..errors import shown
+
 # Largest train id, and largest value in a label file: what an image of one channel can hold.
 MAX_ID = 65535
 
@@ -45,6 +47,11 @@ def check_metadata(metadata: Metadata) -> None:
     _check_names(where, names)
     names = list(names)
     ignore_label = get_ignore_label(metadata)
+    if "ignore_label" not in metadata.as_dict() and ignore_label < len(names):
+        raise ValueError(
+            f"{where} has {len(names)} classes and no ignore_label, whose default {ignore_label} is its class "
+            f"{names[ignore_label]!r}: set ignore_label in its metadata, such as {MAX_ID}"
+        )
     learned = len(names) - (ignore_label < len(names))
     if learned < 2:
         raise ValueError(
@@ -116,12 +123,6 @@ def check_encodings(metadata: Metadata) -> None:
     chosen = metadata.get("label_encoding", next(iter(encodings)))
     if not isinstance(chosen, str) or chosen not in encodings:
         raise ValueError(f"{where} has the label_encoding {shown(chosen)}: expected one of {list(encodings)}")
-
-
-def shown(value: object) -> str:
-    """A value for an error message: as in Python, cut off where it is long."""
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _check_names(where: str, names: Any) -> None:

@@ -11,18 +11,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def build_average(cfg: CfgNode, model: nn.Module) -> AveragedModel | None:
-    """Build the average of ``model`` that SOLVER.EMA asks for, None if it is off.
-
-    Raises:
-        ValueError: the decay is out of range.
-    """
+    """Build the average of ``model`` that SOLVER.EMA asks for, None if it is off."""
     if not cfg.SOLVER.EMA.ENABLED:
         return None
-    decay = cfg.SOLVER.EMA.DECAY
-    if not 0.0 < decay < 1.0:
-        raise ValueError(f"SOLVER.EMA.DECAY is {decay}: expected a number between 0 and 1")
     # Buffers too: running statistics of batch norm belong to the weights that they were measured with.
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.SOLVER.EMA.DECAY), use_buffers=True)
 
 
 class UpdateAverage(HookBase):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -14,7 +15,8 @@ from detectron2.modeling import ResNet
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..modeling.weights import DERIVED, MIN_MATCHED, innermost_backbone, load_backbone, summarise_names
+from ..errors import shown
+from ..modeling.weights import DERIVED, MIN_MATCHED, innermost_backbone, is_integer, load_backbone, summarise_names
 from ..output import write_whole
 from .checkpoint_files import DamagedFileError, check_intact, file_kind, read_torch
 from .parallel import on_main_process
@@ -111,10 +113,11 @@ class ContrastCheckpointer(DetectionCheckpointer):
     def _non_finite(self, data: Mapping) -> list[str]:
         constant = {name for name, _ in self.model.named_buffers() if not name.endswith(RUNNING)}
         return [
-            ".".join(map(str, path))
+            _dotted(path)
             for path, tensor in _tensors(data)
             if tensor.is_floating_point()
             and str(path[-1]).removeprefix("module.") not in constant
+            and not str(path[-1]).endswith(DERIVED)
             and not tensor.isfinite().all()
         ]
 
@@ -133,6 +136,7 @@ class ContrastCheckpointer(DetectionCheckpointer):
             FileNotFoundError: there is no such file.
             ValueError: it is damaged, or does not hold weights of this model.
         """
+        self._parsed_url_during_load = None  # Detectron2 leaves it where an earlier file could not be loaded
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise FileNotFoundError(f"{path}: no such file of weights (MODEL.WEIGHTS)")
         return super().load(path, *args, **kwargs)
@@ -198,7 +202,22 @@ class ContrastCheckpointer(DetectionCheckpointer):
         for weights in (checkpoint["model"], checkpoint.get("average", {})):
             for name in [name for name in weights if OLD_PROJECTORS.match(name)]:
                 weights[OLD_PROJECTORS.sub(r"\1contrast.projectors.", name)] = weights.pop(name)
+        self._check_tensors(checkpoint)
         return checkpoint
+
+    def _check_tensors(self, checkpoint: Mapping) -> None:
+        """Raise ValueError unless all tensors of a checkpoint are real numbers, in full, and finite."""
+        for path, tensor in _tensors(checkpoint):
+            if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+                kind = "without data" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
+                raise ValueError(
+                    f"{self._path}: the tensor {_dotted(path)} is {kind}: expected real numbers, and all of them"
+                )
+        if names := self._non_finite(checkpoint):
+            raise ValueError(
+                f"{self._path}: {len(names)} of its tensors are not finite ({', '.join(names[:3])}): take an earlier "
+                "checkpoint, or other weights"
+            )
 
     def _read_file(self, filename: str) -> dict:
         self._path = filename
@@ -223,14 +242,24 @@ class ContrastCheckpointer(DetectionCheckpointer):
         if isinstance(loaded, Mapping):
             for name in CONTAINERS:
                 if isinstance(loaded.get(name), Mapping):
+                    self._check_names(loaded[name])
                     return dict(loaded) if name == "model" else {"model": loaded[name]}
             if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+                self._check_names(loaded)
                 return {"model": loaded}
         found = list(loaded)[:8] if isinstance(loaded, Mapping) else type(loaded).__name__
         raise ValueError(
             f"{self._path} holds no weights: expected tensors by name, or those under one of {CONTAINERS}, "
             f"found {found}"
         )
+
+    def _check_names(self, weights: Mapping) -> None:
+        for name, value in weights.items():
+            if not isinstance(name, str) or not isinstance(value, (Tensor, np.ndarray)):
+                raise ValueError(
+                    f"{self._path}: among its weights is {shown(name)} with {type(value).__name__} "
+                    f"{'' if isinstance(value, Tensor) else shown(value)}: expected tensors by name"
+                )
 
     def _load_model(self, checkpoint: dict):
         weights = checkpoint["model"]
@@ -243,6 +272,10 @@ class ContrastCheckpointer(DetectionCheckpointer):
                 'own ResNet takes: MODEL.BACKBONE.NAME "build_resnet_backbone"'
             )
         if backbone is None or is_whole or is_caffe2:
+            own = self.model.state_dict()
+            for name in weights.keys() & own.keys():
+                if is_integer(weights[name]) and own[name].is_floating_point():
+                    raise ValueError(f"{self._path}: {name} holds {weights[name].dtype}: expected floats")
             incompatible = super()._load_model(checkpoint)
             self._report(incompatible, prefix)
             return incompatible
@@ -298,6 +331,10 @@ def _iteration(path: str) -> int:
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"])
     except Exception:  # damaged, which is found out and said when its turn comes
         return -1
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(map(str, path))
 
 
 def _tensors(tree: Mapping, path: tuple = ()) -> Iterator[tuple[tuple, Tensor]]:

@@ -6,9 +6,6 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-OPTIMIZERS = ("SGD", "AdamW")
-CLIP_TYPES = ("value", "norm", "full_model")
-
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build ``cfg.SOLVER.OPTIMIZER`` over the trainable parameters of ``model``.
@@ -17,9 +14,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     WEIGHT_DECAY_NORM for normalisation layers, WEIGHT_DECAY_BIAS (if set) for biases and 0 for parameters in
     NO_DECAY_NAMES. Gradients are clipped as CLIP_GRADIENTS says: each parameter's by itself, as Detectron2 does, or by
     the norm of all together ("full_model").
-
-    Raises:
-        ValueError: the optimizer or the way of clipping is unknown.
     """
     solver = cfg.SOLVER
     params = get_default_optimizer_params(
@@ -37,13 +31,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = torch.optim.SGD(
             params, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, fused=True
         )
-    elif solver.OPTIMIZER == "AdamW":
-        optimizer = torch.optim.AdamW(params, solver.BASE_LR, fused=True)
     else:
-        raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}: expected one of {OPTIMIZERS}")
+        optimizer = torch.optim.AdamW(params, solver.BASE_LR, fused=True)
     clip = solver.CLIP_GRADIENTS
-    if clip.CLIP_TYPE not in CLIP_TYPES:
-        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}: expected one of {CLIP_TYPES}")
     if clip.CLIP_TYPE != "full_model":
         return maybe_add_gradient_clipping(cfg, optimizer)
 

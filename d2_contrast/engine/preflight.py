@@ -40,14 +40,18 @@ def check_run(cfg: CfgNode, network: nn.Module) -> None:
     start = time.monotonic()
     with same_random_numbers():
         for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
-            check_dataset(name, is_train=name in cfg.DATASETS.TRAIN)
+            is_train = name in cfg.DATASETS.TRAIN
+            check_dataset(name, is_train, skip=is_train and cfg.DATALOADER.ON_ERROR == "skip")
         for name in cfg.DATASETS.TEST:
             check_prediction(cfg, network, name)
     logger.debug("Looked at the datasets and a prediction in %.0f s", time.monotonic() - start)
 
 
-def check_dataset(name: str, is_train: bool) -> None:
-    """Check that the files of a dataset are there, that labels are where they are needed, and read a few samples."""
+def check_dataset(name: str, is_train: bool, skip: bool = False) -> None:
+    """Check that the files of a dataset are there, that labels are where they are needed, and read a few samples.
+
+    With ``skip`` files may be missing or damaged, as long as some samples that were read are whole.
+    """
     samples = load_dicts(name)
     unlabelled = [sample["file_name"] for sample in samples if sample.get("sem_seg_file_name") is None]
     if unlabelled and (is_train or len(unlabelled) < len(samples)):
@@ -56,11 +60,17 @@ def check_dataset(name: str, is_train: bool) -> None:
         )
     files = [sample[key] for sample in samples for key in ("file_name", "sem_seg_file_name") if sample.get(key)]
     if missing := find_missing(files):
-        raise FileNotFoundError(f"dataset {name!r}: {len(missing)} files are missing, the first is {missing[0]}")
+        message = f"dataset {name!r}: {len(missing)} files are missing, the first is {missing[0]}"
+        if not skip:
+            raise FileNotFoundError(message)
+        logger.warning("%s", message)
     metadata = MetadataCatalog.get(name)
-    for sample in samples[:: -(-len(samples) // SAMPLES)]:
-        for problem in check_sample(sample, metadata).problems:
+    picked = samples[:: -(-len(samples) // SAMPLES)]
+    checks = [check_sample(sample, metadata).problems for sample in picked]
+    for problem in [problems[0] for problems in checks if problems]:
+        if not skip or all(checks):
             raise ValueError(f"dataset {name!r}: {problem}")
+        logger.warning("dataset %r: %s", name, problem)
 
 
 def check_prediction(cfg: CfgNode, network: nn.Module, name: str) -> None:

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 
 import yaml
 from detectron2.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..config import flatten
+from ..config_files import flatten
+from ..config_ranges import ITERATIONS
+from ..errors import shown
 from ..modeling.weights import DERIVED
 from .train_step import TrainStep
 
@@ -15,6 +17,8 @@ from .train_step import TrainStep
 KEPT = ("MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAINED", "MODEL.SWIN.PRETRAINED_NAME")
 # The hyperparameter by which the optimizer of a checkpoint is known.
 TELLTALES = {"momentum": "SGD", "betas": "AdamW"}
+# What each of them keeps of a parameter.
+KEEPS = {"SGD": ("momentum_buffer",), "AdamW": ("step", "exp_avg", "exp_avg_sq")}
 ABSENT = "(no such key)"
 # Where these parts of Trainer.data_state differ, a run goes on otherwise than it would have uninterrupted.
 EXACT_IF_SAME = {
@@ -116,7 +120,10 @@ def check_resumable(
     Raises:
         ValueError: they do not fit; the message names a tensor or setting and both values.
     """
-    difference = _difference(checkpoint, network, step, average)
+    try:
+        difference = _difference(checkpoint, network, step, average)
+    except Exception as error:  # what is in the place of a dict or a list fails in many ways
+        difference = f"it is not laid out as a checkpoint of this project is ({type(error).__name__}: {error})"
     if difference:
         keys = [f"{k} {a} there, {b} here" for k, (a, b) in changes.items() if k.startswith(("MODEL.", "SOLVER.OPT"))]
         raise ValueError(
@@ -133,8 +140,8 @@ def _difference(checkpoint: Mapping, network: nn.Module, step: TrainStep, averag
         theirs, iteration = trained["optimizer"], checkpoint["trainer"]["iteration"]
     except (KeyError, TypeError):
         return "it holds weights alone, no optimizer or iteration"
-    if not isinstance(iteration, int):
-        return f"its iteration is {iteration!r}"
+    if iteration not in ITERATIONS:
+        return f"its iteration is {shown(iteration)}"
     parts = [_compare("the network", _shapes(checkpoint["model"]), _shapes(network.state_dict()))]
     if average is not None and "average" in checkpoint:
         parts.append(_compare("the moving average", _shapes(checkpoint["average"]), _shapes(average.state_dict())))
@@ -160,7 +167,14 @@ def _compare_optimizers(theirs: Mapping, their_names: list[list[str]] | None, st
     names = [name for group in their_names for name in group]
     if difference := _compare("the optimizer", dict.fromkeys(names, ()), dict.fromkeys(shapes, ())):
         return difference
+    if not {*theirs["state"]} <= {*range(len(names))}:
+        return f"the optimizer keeps something of {shown([*theirs['state']])} there, it has {len(names)} parameters"
     for index, state in theirs["state"].items():
+        for key in KEEPS.get(kinds[0], ()):
+            value = state.get(key)
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                if key != "momentum_buffer" or value is not None:  # which is None without momentum
+                    return f"{key} of {names[index]} in the optimizer there is {shown(value)}"
         for key, value in _shapes(state).items():
             if value and value != shapes[names[index]]:
                 return (

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
+from ..data.skipped import SkippedSamples
 from ..evaluation import CONFUSION_FILE, RESULTS_FILE, results_table
 from ..extras import MissingExtraError
 from .averaging import averaged_weights
@@ -48,6 +49,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict:
             logger.info("%s. All is logged to %s", trainer.describe(), os.path.join(cfg.OUTPUT_DIR, "log.txt"))
             on_main_process(check_run, trainer.cfg, trainer.network)
         trainer.train()
+        if skipped := SkippedSamples(cfg.OUTPUT_DIR).describe():
+            logger.warning("%s", skipped)
         with averaged_weights(trainer.network, trainer.average):
             return _finish(
                 trainer.cfg, trainer.network, trainer.last_results, trainer.evaluation_folders, cfg.OUTPUT_DIR

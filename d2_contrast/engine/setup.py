@@ -1,5 +1,6 @@
 """From the command line to a checked config."""
 
+import difflib
 import logging
 import os
 from argparse import Namespace
@@ -14,13 +15,17 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 
-from .. import modeling  # noqa: F401  (registers the parts of networks)
-from ..config import load_config
-from ..config_files import find_config
+from ..config import default_config, load_config
+from ..config_files import find_config, flatten
+from ..config_ranges import is_unused
 from ..data import check_metadata, check_same_classes, get_ignore_label, register_folders
+from ..data.files import limit_pixels
+from ..errors import shown
+from ..modeling import PIXEL_LOSS_REGISTRY
 from .console import start_logging, without_warnings_of
 from .parallel import on_main_process
 from .run_folder import prepare_folder
+from .schedule import check_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +49,13 @@ def setup(args: Namespace) -> CfgNode:
     wanted = cfg.MODEL.DEVICE
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    check_device(wanted)
+    limit_pixels(cfg.INPUT.MAX_PIXELS)
     register_folders(cfg.DATASETS.FOLDERS)
     check_names(cfg)
     check_datasets(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
+    if not args.eval_only:
+        check_schedule(cfg)
     cfg.freeze()
     moved = "" if args.eval_only else _prepare_folder(cfg, args)
     _start_logging(cfg, args)
@@ -57,6 +66,10 @@ def setup(args: Namespace) -> CfgNode:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     if not args.eval_only:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    defaults = flatten(default_config())
+    ineffective = [key for key, value in flatten(cfg).items() if is_unused(key) and value != defaults.get(key)]
+    if ineffective:
+        logger.warning("These settings are of no effect in semantic segmentation: %s", ", ".join(ineffective))
     if cfg.MODEL.DEVICE != wanted:
         logger.warning("MODEL.DEVICE is %r but this machine has no GPU that torch can use: running on cpu", wanted)
     if cfg.MODEL.DEVICE == "cpu" and comm.get_local_size() > 1 and "OMP_NUM_THREADS" not in os.environ:
@@ -89,6 +102,17 @@ def _start_logging(cfg: CfgNode, args: Namespace) -> None:
     logger.debug("Config:\n%s", cfg.dump())
 
 
+def check_device(name: str) -> None:
+    """Check that MODEL.DEVICE is not a GPU that this machine lacks beside others.
+
+    Raises:
+        ValueError: it is.
+    """
+    index, count = name.partition("cuda:")[2], torch.cuda.device_count()
+    if index and 0 < count <= int(index):
+        raise ValueError(f"MODEL.DEVICE is {name!r}: expected one of the {count} GPUs that torch finds, from cuda:0 on")
+
+
 def check_names(cfg: CfgNode) -> None:
     """Check that the parts of the network are registered.
 
@@ -102,6 +126,8 @@ def check_names(cfg: CfgNode) -> None:
         ("MODEL.UPER.BOTTOM_UP", model.UPER.BOTTOM_UP, BACKBONE_REGISTRY),
         ("MODEL.SEM_SEG_HEAD.NAME", model.SEM_SEG_HEAD.NAME, SEM_SEG_HEADS_REGISTRY),
         ("MODEL.AUX_HEAD.NAME", model.AUX_HEAD.NAME, SEM_SEG_HEADS_REGISTRY),
+        ("MODEL.PIXEL_LOSS.NAME", model.PIXEL_LOSS.NAME, PIXEL_LOSS_REGISTRY),
+        ("MODEL.PIXEL_LOSS.AUX_NAME", model.PIXEL_LOSS.AUX_NAME, PIXEL_LOSS_REGISTRY),
     ):
         if name and name not in registry:
             known = ", ".join(sorted(known for known, _ in registry))
@@ -125,12 +151,15 @@ def check_datasets(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> N
         raise ValueError(f"DATASETS.{splits[0]} is empty: name a dataset, or a config that does by --config-file")
     for split in splits:
         key, names = f"DATASETS.{split}", cfg.DATASETS[split]
-        if isinstance(names, str):
-            raise ValueError(f"{key} is the text {names!r}: expected a list, such as \"('{names}',)\"")
         for name in names:
             if name not in DatasetCatalog.list():
-                known = ", ".join(n for n in sorted(DatasetCatalog.list()) if "stuff_classes" in _metadata(n))
-                raise KeyError(f"{key}: dataset {name!r} is not registered; those with classes to segment: {known}")
+                known = [n for n in DatasetCatalog.list() if "stuff_classes" in _metadata(n)]
+                similar = ", ".join(difflib.get_close_matches(name, known))
+                families = ", ".join(sorted({n.rpartition("_")[0] or n for n in known}))
+                raise KeyError(
+                    f"{key}: dataset {shown(name)} is not registered; "
+                    + (f"similar names: {similar}" if similar else f"those to segment begin with {families}")
+                )
             metadata = MetadataCatalog.get(name)
             check_metadata(metadata)
             classes = metadata.stuff_classes

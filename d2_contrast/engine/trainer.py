@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter, TensorboardXWriter
 from torch import nn
 
+from ..config_ranges import check_config, ungrouped_channels
 from ..data import build_test_loader, build_train_loader, find_stream
 from ..errors import explain
 from ..evaluation import build_evaluator, build_inference_model, claim_evaluation_folder
@@ -61,6 +62,7 @@ class Trainer(DefaultTrainer):
         # Not DefaultTrainer's own: it wraps models for several GPUs only, and its step has no accumulation.
         TrainerBase.__init__(self)
         cfg = split_batches(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()), comm.get_world_size())
+        check_config(cfg)
         model = self.build_model(cfg if download else without_download(cfg))
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
@@ -116,7 +118,13 @@ class Trainer(DefaultTrainer):
         earlier = _read_text(os.path.join(self.cfg.OUTPUT_DIR, CONFIG_FILE))
         changes = config_changes(checkpoint.get("config", earlier), self.cfg)
         check_resumable(checkpoint, path, self.network, self._trainer, self.average, changes)
-        self.checkpointer.restore(checkpoint)
+        try:
+            self.checkpointer.restore(checkpoint)
+        except Exception as error:
+            raise ValueError(
+                f"{path} cannot be resumed: its parts are not laid out as those of a checkpoint of this project are "
+                f"({type(error).__name__}: {error})"
+            ) from error
         self.start_iter = self.iter + 1
         logger.info("Going on from %s at iteration %d of %d", path, self.start_iter, self.max_iter)
         if self.start_iter >= self.max_iter:
@@ -354,6 +362,21 @@ class Trainer(DefaultTrainer):
         return self.last_results
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """See DefaultTrainer.
+
+        Raises:
+            ValueError: a part of the network refuses what the keys of MODEL say; KeyError, RuntimeError: as that does.
+        """
+        try:
+            return super().build_model(cfg)
+        except Exception as error:
+            if explain(error) is not None:
+                raise
+            reason = "; ".join(ungrouped_channels(cfg)) or f"{type(error).__name__}: {error}"
+            raise ValueError(f"The network cannot be built as the keys of MODEL say ({reason})") from error
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
 
@@ -380,15 +403,9 @@ class Trainer(DefaultTrainer):
 
 
 class CheckpointHook(PeriodicCheckpointer):
-    """Save every ``period`` iterations and at the end; of the former keep the newest ``max_to_keep``, 0 for all.
-
-    Raises:
-        ValueError: ``max_to_keep`` is 1, which leaves nothing where that one is damaged, or negative.
-    """
+    """Save every ``period`` iterations and at the end; of the former keep the newest ``max_to_keep``, 0 for all."""
 
     def __init__(self, checkpointer: ContrastCheckpointer, period: int, max_to_keep: int):
-        if max_to_keep < 0 or max_to_keep == 1:
-            raise ValueError(f"SOLVER.MAX_TO_KEEP is {max_to_keep}: expected 2 or more checkpoints, or 0 to keep all")
         super().__init__(checkpointer, period)
         self.keep = max_to_keep
 

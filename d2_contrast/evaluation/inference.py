@@ -215,9 +215,6 @@ def build_inference_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
 
     Returns:
         The model itself if none is enabled.
-
-    Raises:
-        ValueError: a value is out of range.
     """
     test = cfg.TEST
     return build_views(cfg, model) if test.SLIDING_WINDOW.ENABLED or test.AUG.ENABLED or test.AMP.ENABLED else model
@@ -232,21 +229,16 @@ def build_views(cfg: CfgNode, model: nn.Module, batch: int = 4) -> MultiViewInfe
     window, aug, amp = cfg.TEST.SLIDING_WINDOW, cfg.TEST.AUG, cfg.TEST.AMP
     dtype = amp_dtype(cfg.SOLVER.AMP.DTYPE) if amp.ENABLED else None
     limit = cfg.TEST.MAX_DEVICE_GIB
-    if limit < 0:
-        raise ValueError(f"TEST.MAX_DEVICE_GIB is {limit}: expected a size in GiB, or 0 for half of what is free")
-    try:
-        return MultiViewInference(
-            model,
-            scales=aug.SCALES if aug.ENABLED else (1.0,),
-            flip=aug.ENABLED and aug.FLIP,
-            window=window.SIZE if window.ENABLED else None,
-            stride=window.STRIDE if window.ENABLED else None,
-            dtype=dtype,
-            max_device_bytes=limit * 1024**3 or None,
-            batch=batch,
-        )
-    except ValueError as e:
-        raise ValueError(f"TEST.SLIDING_WINDOW or TEST.AUG: {e}") from e
+    return MultiViewInference(
+        model,
+        scales=aug.SCALES if aug.ENABLED else (1.0,),
+        flip=aug.ENABLED and aug.FLIP,
+        window=window.SIZE if window.ENABLED else None,
+        stride=window.STRIDE if window.ENABLED else None,
+        dtype=dtype,
+        max_device_bytes=limit * 1024**3 or None,
+        batch=batch,
+    )
 
 
 def free_bytes(device: torch.device) -> float:

@@ -1,6 +1,6 @@
 """The meta-architecture: a semantic segmentor that is also trained by contrasting its feature maps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -202,7 +202,10 @@ def build_contrast(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> Contrastive
     projectors = {
         name: allow_single_values(
             Projector(
-                shape.channels, contrast.EMBEDDING_DIM, contrast.PROJECTOR_LAYERS, lambda c: get_norm(contrast.NORM, c)
+                shape.channels,
+                contrast.EMBEDDING_DIM,
+                contrast.PROJECTOR_LAYERS,
+                lambda c: get_norm(contrast.NORM, c) or nn.Identity(),
             )
         )
         for name, shape in join_shapes(shapes, names, "MODEL.CONTRAST.IN_FEATURES").items()
@@ -217,8 +220,8 @@ def build_contrast(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> Contrastive
             gather=contrast.GATHER,
         )
         criterion = MultiScaleContrast(
-            _weigh("IN_FEATURES", names, "SCALE_WEIGHTS", contrast.SCALE_WEIGHTS),
-            _weigh("CROSS_SCALE_PAIRS", pairs, "CROSS_SCALE_WEIGHTS", contrast.CROSS_SCALE_WEIGHTS),
+            dict(zip(names, contrast.SCALE_WEIGHTS)),
+            dict(zip(pairs, contrast.CROSS_SCALE_WEIGHTS)),
             sampler=sampler,
             ms_weight=contrast.LOSS_WEIGHT_MULTI_SCALE,
             cs_weight=contrast.LOSS_WEIGHT_CROSS_SCALE,
@@ -263,12 +266,3 @@ def _build_memories(cfg: CfgNode) -> dict[str, ContrastMemory]:
         raise ValueError(f"MEMORY.METHOD must be one of {[*_MEMORIES, _AVERAGES]}, got {memory.METHOD!r}")
     sizes = {kind: memory[kind.upper()] for kind in _MEMORIES[memory.METHOD]}
     return {name: MinedMemory(num_classes, dim, sizes) for name in contrast.IN_FEATURES} if sizes else {}
-
-
-def _weigh(key: str, names: Sequence, weights_key: str, weights: Sequence[float]) -> dict:
-    """{name: weight}, from two lists of the config."""
-    if len(set(names)) < len(names):
-        raise ValueError(f"{key} must not repeat an entry, got {names}")
-    if len(weights) != len(names):
-        raise ValueError(f"{weights_key} must have one entry for each of {key}, {names}, got {weights}")
-    return dict(zip(names, weights))

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import timm
+import torch
 from detectron2.modeling import SimpleFeaturePyramid
 from timm.layers import resample_abs_pos_embed, resample_patch_embed, resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: st
             tensor = resample_patch_embed(tensor, list(own[name].shape[2:]))
         if canonical.endswith("pos_embed") and tensor.ndim == own[name].ndim == 3:
             tensor = _resize_positions(tensor, own[name].shape[1])
-        if tensor.shape == own[name].shape:
+        if tensor.shape == own[name].shape and not is_integer(tensor):
             matched[name] = tensor
         else:
             misshapen.append(name)
@@ -122,6 +123,11 @@ def _resize_positions(embedding: Tensor, count: int) -> Tensor:
     if embedding.shape[1] == count or prefix != count - new_side**2:
         return embedding
     return resample_abs_pos_embed(embedding, [new_side, new_side], [side, side], num_prefix_tokens=prefix)
+
+
+def is_integer(tensor: Tensor) -> bool:
+    """Whether a tensor, or NumPy array, holds no floats."""
+    return not torch.as_tensor(tensor).is_floating_point()
 
 
 def canonical_names(names: Iterable[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from d2_contrast.data import read_image
-from d2_contrast.data.files import as_file_name, read_raw_label, read_text
+from d2_contrast.data.files import as_file_name, limit_pixels, read_raw_label, read_text
 
 # Channels of the colour types of a PNG file: gray, RGB, palette, gray with alpha, RGBA.
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -64,6 +64,29 @@ def test_damaged_png_is_named(tmp_path):
     path.write_bytes(data)
     with pytest.raises(OSError, match=r"x\.png: cannot read"):
         read_image(str(path))
+
+
+@pytest.mark.parametrize("color_type", [0, 2, 3, 6])
+def test_every_flipped_bit_of_a_png_label_is_noticed(tmp_path, color_type):
+    """Or it changes nothing, as in a part that no decoder reads."""
+    label = np.random.RandomState(0).randint(0, 4, (6, 8)).astype(np.uint8)
+    channels = [label] * min(PNG_CHANNELS[color_type], 3) + [np.full_like(label, 255)] * (color_type == 6)
+    path = tmp_path / "x.png"
+    write_png(path, np.stack(channels, axis=2), color_type, bits=8)
+    intact, noticed = path.read_bytes(), 0
+    np.testing.assert_array_equal(read_raw_label(str(path)), label)
+    for bit in range(8 * len(intact)):
+        data = bytearray(intact)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            found = read_raw_label(str(path))
+        except (OSError, ValueError) as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            noticed += 1
+        else:
+            np.testing.assert_array_equal(found, label)
+    assert noticed > 0.9 * 8 * len(intact)
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp"])
@@ -174,9 +197,15 @@ def test_cmyk_photograph(tmp_path):
 @pytest.mark.parametrize("read", [read_image, read_raw_label])
 def test_size_beyond_the_limit_of_a_library(tmp_path, monkeypatch, read):
     path = save(tmp_path / "large.png", np.zeros((40, 50), np.uint8))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)
-    with pytest.raises(ValueError, match=r"large\.png: .*2000 pixels.* limit of 1800 pixels.*tiles"):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # put back afterwards
+    limit_pixels(900)  # Pillow refuses twice as many itself
+    with pytest.raises(ValueError, match=r"large\.png: .*2000 pixels.* limit of 1800 pixels.*tiles.*INPUT.MAX_PIXELS"):
         read(path)
+    limit_pixels(1999)
+    with pytest.raises(ValueError, match=r"large\.png: .*50 x 40 pixels exceed the limit of 1999.*INPUT.MAX_PIXELS"):
+        read(path)
+    limit_pixels(2000)
+    assert read(path).shape[:2] == (40, 50)
 
 
 def test_limit_of_opencv_is_none_of_ours(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ def toy(**changes):
         ({"ignore_label": 65536}, "ignore_label 65536"),
         ({"ignore_label": "255"}, "ignore_label '255'"),
         ({"ignore_label": True}, "ignore_label True"),
+        ({"stuff_classes": [f"c{i}" for i in range(256)]}, "256 classes and no ignore_label, .* is its class 'c255'"),
         ({"stuff_colors": [[0, 0, 0]]}, "expected one for each of its 3 classes"),
         ({"stuff_colors": [[0, 0, 0], [1, 1, 1], [0, 0, 256]]}, r"class 'c' has the colour \[0, 0, 256\]"),
         ({"class_groups": {"x": ["a", "d"]}}, "group 'x' has the class 'd'"),
@@ -50,6 +51,8 @@ def test_what_makes_no_sense_is_named(changes, message):
     [
         {},
         {"ignore_label": 0},
+        {"stuff_classes": [f"c{i}" for i in range(256)], "ignore_label": 255},
+        {"stuff_classes": [f"c{i}" for i in range(255)]},
         {"ignore_label": np.int64(65535)},
         {"stuff_classes": ("a", "b", "c"), "stuff_colors": np.zeros((3, 3), np.uint8)},
         {"label_encodings": {"raw": {np.uint8(7): np.int64(0), 9: 255}}},

@@ -287,6 +287,41 @@ def test_other_formats_that_are_damaged(tmp_path):
             write({name: value.clone() for name, value in state.items()}, path)
 
 
+TENSORS = {
+    "sparse": (lambda t: t.to_sparse(), "is torch.float32, torch.sparse_coo: expected real numbers"),
+    "complex": (lambda t: t.to(torch.complex64), "is torch.complex64, torch.strided: expected real"),
+    "whole": (lambda t: t.int(), "holds torch.int32: expected floats"),
+    "not finite": (lambda t: t * math.nan, "1 of its tensors are not finite"),
+    "infinite": (lambda t: t + math.inf, "1 of its tensors are not finite"),
+    "none": (lambda t: None, "NoneType None: expected tensors by name"),
+    "text": (lambda t: "x" * 999, r"str 'xxx.*\.\.\.: expected tensors by name"),
+}
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_tensors_that_cannot_be_computed_with(tmp_path, case):
+    """Nothing of such a file is loaded, and the checkpointer can be used again."""
+    change, message = TENSORS[case]
+    model = small_model(UPER)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    path = str(tmp_path / "model.pth")
+    name = "sem_seg_head.predictor.weight"
+    checkpointer = ContrastCheckpointer(model)
+    torch.save({"model": {**before, name: change(before[name])}}, path)
+    with pytest.raises(ValueError, match=f"{path}.*{message}"):
+        checkpointer.load(path)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    torch.save({"model": before}, path)
+    checkpointer.load(path)
+
+
+def test_masks_may_be_infinite(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    model.register_buffer("mask", torch.full((2,), -math.inf))
+    torch.save({"model": model.state_dict() | {"a.attn_mask": torch.tensor(-math.inf)}}, tmp_path / "model.pth")
+    ContrastCheckpointer(model).load(str(tmp_path / "model.pth"))
+
+
 def test_weights_that_are_not_finite_are_not_saved(checkpointer):
     run = Path(checkpointer.save_dir)
     before = {path.name: path.read_bytes() for path in run.iterdir()}

@@ -24,7 +24,10 @@ MISTAKES = {
     "equals": (["SOLVER.MAX_ITER=3"], "keys and values are separate, as in SOLVER.MAX_ITER 3"),
     "no value": (["SOLVER.MAX_ITER"], "SOLVER.MAX_ITER has no value"),
     "unknown key": (["LAMBDA", "3"], "Non-existent key: LAMBDA"),
-    "wrong type": (["SOLVER.MAX_ITER", "x"], "command line: Type mismatch .* SOLVER.MAX_ITER"),
+    "wrong type": (
+        ["SOLVER.MAX_ITER", "x"],
+        "command line: SOLVER.MAX_ITER is x: expected a whole number of at least 1",
+    ),
     "no config": (["--num-machines", "1"], "DATASETS.TRAIN is empty: .* --config-file"),
     "no file": (["--config-file", "nofile.yaml"], "nofile.yaml: "),
     "unknown dataset": (["DATASETS.TRAIN", "('moon',)"], "DATASETS.TRAIN: dataset 'moon' is not registered"),

@@ -1,6 +1,7 @@
 """Going on with a run under a config that differs from its own."""
 
 import logging
+import math
 
 import pytest
 import timm
@@ -128,6 +129,39 @@ def test_checkpoints_without_config_and_names(make_cfg, run_folder, logged):
     for options in (["SOLVER.HEAD_LR_FACTOR", 10.0], ["SOLVER.OPTIMIZER", "SGD"]):
         with pytest.raises(ValueError, match=r"groups of \[\d+, .* there, \[.*\] here|is AdamW there, SGD here"):
             Trainer(make_cfg(*EMA, *options, resume=True)).resume_or_load(resume=True)
+
+
+# What is done to the iteration and the optimizer of a checkpoint, and what is said about it.
+LAYOUTS = [
+    (lambda state, first: state.update(iteration=-1), "its iteration is -1"),
+    (lambda state, first: state.update(iteration=True), "its iteration is True"),
+    (lambda state, first: state.update(_trainer=[]), "it holds weights alone"),
+    (lambda state, first: first.update(exp_avg="x"), "exp_avg of .* in the optimizer there is 'x'"),
+    (lambda state, first: first.pop("step"), "step of .* in the optimizer there is None"),
+    (lambda state, first: first.update(exp_avg=first["exp_avg"].int()), "exp_avg of .* is tensor"),
+    (lambda state, first: first.update(exp_avg=first["exp_avg"] + math.inf), "1 of its tensors are not finite"),
+    (lambda state, first: state["_trainer"]["optimizer"]["state"].update({10**6: first}), "keeps something of"),
+    (lambda state, first: state["_trainer"]["optimizer"].update(state=[1]), "is not laid out as a checkpoint"),
+    (lambda state, first: state.update(hooks=3), "its parts are not laid out as"),
+]
+
+
+def test_a_checkpoint_that_is_laid_out_otherwise(make_cfg, run_folder):
+    path = run_folder / "model_final.pth"
+    intact = path.read_bytes()
+    trainer = Trainer(make_cfg(*EMA, "SOLVER.MAX_ITER", 4, resume=True))
+    for change, message in LAYOUTS:
+        path.write_bytes(intact)
+        checkpoint = torch.load(path, weights_only=True)
+        state = checkpoint["trainer"]
+        change(state, state["_trainer"]["optimizer"]["state"][0])
+        torch.save(checkpoint, path)
+        with pytest.raises(ValueError, match=f"{path}.*{message}") as raised:
+            trainer.resume_or_load(resume=True)
+        assert "\n" not in str(raised.value), str(raised.value)
+    path.write_bytes(intact)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 2
 
 
 def test_nothing_left_to_train(make_cfg, run_folder, logged):

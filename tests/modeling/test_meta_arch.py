@@ -123,26 +123,7 @@ def test_warmup_follows_the_iteration():
         ("SEM_SEG_HEAD__IN_FEATURES", ["p2", "p7"], "MODEL.SEM_SEG_HEAD.IN_FEATURES .*'res5', 'p2'.*not .'p7'"),
         ("AUX_HEAD__IN_FEATURES", ["c4"], "MODEL.AUX_HEAD.IN_FEATURES .*'res5', 'p2'.*not .'c4'"),
         ("CONTRAST__IN_FEATURES", ["res2", "x", "res4", "res5"], "MODEL.CONTRAST.IN_FEATURES .*'p5'.*not .'x'"),
-        ("CONTRAST__IN_FEATURES", [], "MODEL.CONTRAST.IN_FEATURES .*an empty list"),
         ("UPER__IN_FEATURES", ["res2", "stem"], "MODEL.UPER.IN_FEATURES .*'res2', 'res3', 'res4', 'res5'.*'stem'"),
-        ("CONTRAST__IN_FEATURES", ["res2", "res2", "res4", "res5"], "MODEL.CONTRAST.IN_FEATURES must not repeat"),
-        ("CONTRAST__SCALE_WEIGHTS", [1.0, 0.5], "MODEL.CONTRAST.SCALE_WEIGHTS must have one entry for each"),
-        ("CONTRAST__CROSS_SCALE_WEIGHTS", [1.0], "MODEL.CONTRAST.CROSS_SCALE_WEIGHTS must have one entry for each"),
-        (
-            "CONTRAST__CROSS_SCALE_PAIRS",
-            [["res2", "p5"], ["res2", "res4"]],
-            "MODEL.CONTRAST.CROSS_SCALE_PAIRS must be of two different names .*'p5'",
-        ),
-        (
-            "CONTRAST__CROSS_SCALE_PAIRS",
-            [["res2", "res4"], ["res2", "res4"]],
-            "MODEL.CONTRAST.CROSS_SCALE_PAIRS must not repeat",
-        ),
-        ("CONTRAST__TEMPERATURE", 0.0, "MODEL.CONTRAST.TEMPERATURE must be at least 0.002, got 0.0"),
-        ("CONTRAST__SAMPLER", "none", "MODEL.CONTRAST.SAMPLER must be one of .*'none'"),
-        ("CONTRAST__PROJECT", "none", "MODEL.CONTRAST.PROJECT must be one of .*'none'"),
-        ("CONTRAST__MAX_ANCHORS", 0, "MODEL.CONTRAST.MAX_ANCHORS must be an integer of at least 1, got 0"),
-        ("CONTRAST__WARMUP_ITERS", -1, "MODEL.CONTRAST.WARMUP_ITERS must be at least 0, got -1"),
     ],
 )
 def test_contradictory_configs(key, value, message):

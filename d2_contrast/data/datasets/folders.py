@@ -27,8 +27,9 @@ from typing import Any
 import yaml
 from detectron2.data import DatasetCatalog, Metadata
 
+from ...errors import shown
 from ..files import read_text
-from ..metadata import MAX_ID, check_metadata, is_id, shown
+from ..metadata import MAX_ID, check_metadata, is_id
 from .register import Pair, datasets_root, list_images, register_dataset
 
 REQUIRED = {"name", "images", "classes"}
@@ -220,7 +221,7 @@ def _read_classes(where: str, classes: Any) -> list[Mapping]:
             raise FileNotFoundError(
                 f"{where}: classes is {classes!r}, but {e}: expected a list of names, or a yaml file that holds one"
             ) from e
-        except (ValueError, yaml.YAMLError) as e:
+        except (ValueError, yaml.YAMLError, RecursionError) as e:  # the last by what is nested too deeply
             reason = " ".join(str(e).split())
             raise ValueError(f"{where}: {source} cannot be read, expected a yaml file with a list: {reason}") from e
     if not isinstance(classes, (list, tuple)) or not classes:

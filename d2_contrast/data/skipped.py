@@ -1,0 +1,55 @@
+"""Training samples that cannot be used, and that a run goes on without (DATALOADER.ON_ERROR "skip")."""
+
+import json
+import logging
+import os
+
+SKIPPED = "skipped_samples.jsonl"
+# So many samples one after the other mean that more is wrong than some files.
+MAX_IN_ROW = 50
+
+logger = logging.getLogger(__name__)
+
+
+class SkippedSamples:
+    """A list of them, as a file that all processes of a run and their workers append to: a JSON object a line."""
+
+    def __init__(self, folder: str):
+        """
+        Args:
+            folder: where the file is, or will be.
+        """
+        self.path = os.path.join(folder, SKIPPED)
+        self._in_row = 0
+
+    def add(self, file_name: str, reason: Exception) -> None:
+        """Note a sample.
+
+        Raises:
+            ValueError: it is one of many in a row.
+        """
+        self._in_row += 1
+        if self._in_row >= MAX_IN_ROW:
+            raise ValueError(
+                f"{self._in_row} training samples in a row cannot be used, more than DATALOADER.ON_ERROR skip passes "
+                f"over; the last: {reason}"
+            ) from reason
+        logger.warning("Skipped: %s", reason)
+        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"file_name": file_name, "reason": str(reason)}) + "\n")  # one write: never mixed
+
+    def note_success(self) -> None:
+        """Say that a sample could be used."""
+        self._in_row = 0
+
+    def describe(self) -> str:
+        """All of them in one text, "" for none."""
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                notes = [json.loads(line) for line in file]
+        except FileNotFoundError:
+            return ""
+        reasons = {note["file_name"]: note["reason"] for note in notes}
+        lines = "\n".join(f"  {reason}" for reason in reasons.values())
+        return f"{len(reasons)} training samples could not be used and were skipped, {len(notes)} times:\n{lines}"
