@@ -19,6 +19,7 @@ from torch import nn
 from ..data import build_test_loader, build_train_loader, find_stream
 from ..errors import explain
 from ..evaluation import build_evaluator, build_inference_model, claim_evaluation_folder
+from ..modeling.compilation import compile_network
 from ..output import write_text
 from .averaging import UpdateAverage, averaged_weights, build_average
 from .checkpoint import ContrastCheckpointer, NonFiniteError, build_checkpointer
@@ -352,6 +353,12 @@ class Trainer(DefaultTrainer):
         except StopEvaluation:
             self.stop.check()
         return self.last_results
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """See DefaultTrainer; compiled where MODEL.COMPILE asks for it."""
+        model = super().build_model(cfg)
+        return compile_network(model) if cfg.MODEL.COMPILE else model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
