@@ -158,6 +158,7 @@ def add_contrast_config(cfg: CN) -> None:
     """
     if "POLY_LR_POWER" not in cfg.SOLVER:
         add_deeplab_config(cfg)
+    _add_model(cfg)
     _add_contrast(cfg)
     _add_backbones(cfg)
     _add_heads(cfg)
@@ -169,6 +170,15 @@ def add_contrast_config(cfg: CN) -> None:
     _add_processes(cfg)
     for old, new in RENAMED.items():
         cfg.register_renamed_key(old, new)
+
+
+def _add_model(cfg: CN) -> None:
+    """MODEL: how a ContrastiveSegmentor computes; results stay the same."""
+    # Weights, images and maps in torch's memory format channels_last: faster for convolutions, see docs/performance.md.
+    cfg.MODEL.CHANNELS_LAST = False
+    # Compile the network by torch.compile for training and evaluation, which takes minutes at the start and needs a
+    # compiler (a C++ compiler on CPUs, Triton on GPUs). docs/performance.md says what it gains, and where it does not.
+    cfg.MODEL.COMPILE = False
 
 
 def _add_contrast(cfg: CN) -> None:
@@ -204,6 +214,9 @@ def _add_contrast(cfg: CN) -> None:
     # 0: never.
     cfg.MODEL.CONTRAST.BALANCE.LOG_PERIOD = 0
     cfg.MODEL.CONTRAST.TEMPERATURE = 0.1
+    # Let GPUs that can compute the matrix products of the losses in TF32: faster, but exponentials of scores are off by
+    # up to 0.2 %. False: float32, whatever torch is set to.
+    cfg.MODEL.CONTRAST.TF32 = False
     # Anchors are drawn from groups, equally many from each. A group is a class in the batch ("class": the paper), or a
     # class in one image ("image_class": the authors' code).
     cfg.MODEL.CONTRAST.SAMPLER = "class"

@@ -29,25 +29,23 @@ def choose_positions(
         generator: source of the random numbers, on any device; None takes the global one.
 
     Returns:
-        (A,), indices of the chosen positions, sorted by class.
+        (A,), indices of the chosen positions, sorted by class; in the memory of the host.
     """
-    num_positions, num_images = len(labels), len(image_sizes)
+    labels, num_positions, num_images = labels.cpu(), len(labels), len(image_sizes)
 
     def shuffled(count: int) -> Tensor:
-        device = labels.device if generator is None else generator.device
-        return torch.randperm(count, generator=generator, device=device, dtype=torch.int32).to(labels.device)
+        device = "cpu" if generator is None else generator.device
+        return torch.randperm(count, generator=generator, device=device, dtype=torch.int32).cpu()
 
     # Images in random order, so that none is preferred where a quota does not divide evenly; then positions in random
     # order, sorted by class and image: the first of a group are a random choice from it. In 32 bits, sorting takes two
     # thirds of the time that it takes in 64.
-    sizes = torch.tensor(image_sizes).to(labels.device, non_blocking=True)
-    codes = shuffled(num_images).repeat_interleave(sizes, output_size=num_positions)
+    codes = shuffled(num_images).repeat_interleave(torch.tensor(image_sizes), output_size=num_positions)
     codes.add_(labels.int(), alpha=num_images).masked_fill_((labels < 0) | (labels == ignore_label), _NO_CLASS)
     shuffle = shuffled(num_positions)
     codes, order = codes.index_select(0, shuffle).sort()
 
-    # The rest is small, and done on the host. Only .cpu() waits for the device.
-    codes, counts = torch.unique_consecutive(codes.cpu(), return_counts=True)
+    codes, counts = torch.unique_consecutive(codes, return_counts=True)
     is_class = codes != _NO_CLASS
     codes, counts = codes[is_class], counts[is_class]
     classes, row = torch.unique_consecutive(codes // num_images, return_inverse=True)
@@ -57,7 +55,7 @@ def choose_positions(
     wanted, table = quotas(table).flatten(), table.flatten()
     starts = table.cumsum(0) - table
     within = torch.arange(int(wanted.sum())) - (wanted.cumsum(0) - wanted).repeat_interleave(wanted)
-    index = (starts.repeat_interleave(wanted) + within).to(labels.device, non_blocking=True)
+    index = starts.repeat_interleave(wanted) + within
     return shuffle[order[index]].long()
 
 

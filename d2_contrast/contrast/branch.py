@@ -70,7 +70,7 @@ class ContrastiveBranch(nn.Module):
 
         Args:
             features: (N, C, h, w) by scale; other names are passed over.
-            labels: (N, H, W), integer class ids.
+            labels: (N, H, W), integer class ids; in the memory of the host they save waiting for the device.
             iteration: iterations done, from 0; drives warm-up and decay alone.
             logits: (N, K, H', W'), of the segmentation, if ``needs_logits``.
 
@@ -91,15 +91,12 @@ class ContrastiveBranch(nn.Module):
         criterion.check_names("features", features)
         if self.project == "dense":
             maps = self._hidden_maps(features)
-            return {
-                scale: criterion.draw(scale, maps[scale], labels, self._projector(scale).last, logits) for scale in maps
-            }
-        return {
-            scale: criterion.draw(
-                scale, features[scale], labels, _projection_of_drawn(self._projector(scale), features[scale])
-            )
-            for scale in criterion.scales
+            projects = {scale: self._projector(scale).last for scale in maps}
+            return criterion.draw(maps, labels, projects, logits)
+        projections = {
+            scale: _projection_of_drawn(self._projector(scale), features[scale]) for scale in criterion.scales
         }
+        return criterion.draw(features, labels, projections, logits)
 
     @eager
     def losses(self, anchor_sets: Mapping[str, AnchorSet], iteration: int | None = None) -> dict[str, Tensor]:

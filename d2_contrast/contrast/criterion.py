@@ -5,7 +5,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from .anchor_set import AnchorSet
+from .anchor_set import AnchorSet, check_sets
+from .device import to_device
 from .eager import eager
 from .info_nce import check_temperature, info_nce
 from .memory import ContrastMemory
@@ -33,6 +34,7 @@ class MultiScaleContrast(nn.Module):
         warmup_iters: int = 0,
         decay_iters: int = 0,
         memories: Mapping[str, ContrastMemory] | None = None,
+        tf32: bool = False,
     ):
         """
         Args:
@@ -46,6 +48,7 @@ class MultiScaleContrast(nn.Module):
             decay_iters: both weights fall linearly to 0 at this iteration; 0 for never.
             memories: for scales whose term contrasts anchors with what a memory holds, instead of with each other; None
                 for none.
+            tf32: let a GPU compute scores and gradients in TF32, whatever torch is set to: faster, less exact.
 
         Raises:
             ValueError: scales or pairs are no mappings, a pair or a memory has an unknown name, anchors are gathered
@@ -78,6 +81,7 @@ class MultiScaleContrast(nn.Module):
         self.memories = nn.ModuleDict(memories)
         if memories and self.sampler.gather:
             raise ValueError("gather must be off with a memory, which all processes fill and share")
+        self.tf32 = tf32
 
     def forward(
         self,
@@ -102,29 +106,39 @@ class MultiScaleContrast(nn.Module):
                 memory lacks the logits.
         """
         self.check_names("embeddings", embeddings)
-        sets = {scale: self.draw(scale, embeddings[scale], labels, logits=logits) for scale in self.scales}
-        return self.terms(sets, iteration)
+        return self.terms(self.draw(embeddings, labels, logits=logits), iteration)
 
     @eager
     def draw(
         self,
-        scale: str,
-        maps: Tensor,
+        maps: Mapping[str, Tensor],
         labels: Tensor,
-        project: Callable[[Tensor], Tensor] | None = None,
+        projects: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
         logits: Tensor | None = None,
-    ) -> AnchorSet:
-        """Make the anchors of one scale: the sampler draws them, or its memory makes them.
+    ) -> dict[str, AnchorSet]:
+        """Make the anchors of each scale: the sampler draws them, or a memory makes them.
 
         Args:
-            scale: its name.
-            maps: (N, D, h, w), or (N, C, h, w) in front of project.
+            maps: by scale, (N, D, h, w), or (N, C, h, w) in front of projects.
             labels, logits: see forward.
-            project: maps vectors at some positions, (A, C), to embeddings (A, D).
+            projects: map vectors at some positions, (A, C), to embeddings (A, D), by scale.
         """
-        if scale not in self.memories:
-            return self.sampler(maps, labels, project)
-        return self._memory(scale).draw(maps, labels, self.sampler, project, logits)
+        projects = projects or {}
+        if not self.memories:  # positions of all scales are drawn at once, beside the device
+            draws = self.sampler.draw([maps[scale] for scale in self.scales], labels)
+            return {
+                scale: self.sampler.take(maps[scale], draw, projects.get(scale))
+                for scale, draw in zip(self.scales, draws)
+            }
+        sets = {}
+        for scale in self.scales:
+            of_scale, project = maps[scale], projects.get(scale)
+            if scale in self.memories:
+                on_device = to_device(labels, of_scale.device)
+                sets[scale] = self._memory(scale).draw(of_scale, on_device, self.sampler, project, logits)
+            else:
+                sets[scale] = self.sampler(of_scale, labels, project)
+        return sets
 
     @eager
     def terms(
@@ -149,17 +163,17 @@ class MultiScaleContrast(nn.Module):
         for scale in self.scales:
             vectors, labels = anchor_sets[scale]
             sets[scale] = AnchorSet(vectors, labels.cpu())  # fetched once, and not by each term
-            if check:
-                sets[scale].check(f"scale {scale!r}")
+        if check:
+            check_sets({f"scale {scale!r}": anchor_set for scale, anchor_set in sets.items()})
         losses = {}
         for scale, weight in self.scales.items():
             if scale in self.memories:
                 loss = self._memory(scale).contrast(sets[scale], self.temperature)
             else:
-                loss = info_nce(sets[scale], None, self.temperature)
+                loss = info_nce(sets[scale], None, self.temperature, tf32=self.tf32)
             losses[f"loss_contrast_{scale}"] = factor * self.ms_weight * weight * loss
         for (scale, other), weight in self.pairs.items():
-            loss = info_nce(sets[scale], sets[other], self.temperature)
+            loss = info_nce(sets[scale], sets[other], self.temperature, tf32=self.tf32)
             losses[f"loss_contrast_{scale}_{other}"] = factor * self.cs_weight * weight * loss
         return losses
 

@@ -1,5 +1,7 @@
 """Anchors shared across the processes of a data-parallel training."""
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,12 +19,13 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
-def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
+def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     """Concatenate rows over all processes, in the order of ranks, with gradients.
 
     The gradient assumes that every process goes on to compute the same value from the gathered rows, and that
     gradients of parameters are then averaged over processes, as DistributedDataParallel does. Each process therefore
     passes on its own part of the gradient times the number of processes; nothing is communicated in the backward pass.
+    Rows in the memory of the host travel through gloo, so that no device is waited for.
 
     Args:
         rows: (counts[rank], ...).
@@ -35,9 +38,19 @@ def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
     return gathered
 
 
+def _group_of(x: Tensor) -> Any:
+    """A group of all processes that takes this tensor; None for the usual. NCCL takes none of the host."""
+    return _host_group(dist.group.WORLD) if x.device.type == "cpu" and dist.get_backend() == "nccl" else None
+
+
+@lru_cache(maxsize=1)
+def _host_group(_world: Any) -> Any:
+    return dist.new_group(backend="gloo")
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, counts: Sequence[int]) -> Tensor:
         rank, ctx.world_size = world()
         ctx.own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
         if ctx.world_size == 1:
@@ -45,7 +58,7 @@ class _GatherRows(torch.autograd.Function):
         most = max(counts)  # the backends gather equal shapes only
         padded = F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, most - len(rows))).contiguous()
         parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
+        dist.all_gather(parts, padded, group=_group_of(padded))
         return torch.cat([part[:count] for part, count in zip(parts, counts)])
 
     @staticmethod

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from numbers import Integral
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,29 @@ from torch.autograd.function import once_differentiable
 
 from .anchor_set import AnchorSet
 from .balance import choose_positions, share_out
+from .device import to_device
 from .distributed import gather_rows, world
 from .eager import eager
 
-__all__ = ["AnchorSampler", "resize_labels"]
+__all__ = ["AnchorSampler", "Draw", "resize_labels"]
 
 Unit = Literal["class", "image_class"]
+
+
+class Draw(NamedTuple):
+    """Which positions of a map become anchors; in the memory of the host.
+
+    Attributes:
+        positions: (a,), those of this process's map, as indices of the flattened (N, h, w) grid.
+        labels: (A,), the classes of all anchors, sorted; A is a, unless processes share their anchors.
+        counts: how many anchors each process gives, if they share them.
+        order: (A,), where each anchor is among those of all processes, rank after rank, if they share them.
+    """
+
+    positions: Tensor
+    labels: Tensor
+    counts: Sequence[int] = ()
+    order: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +101,48 @@ class AnchorSampler:
         Raises:
             ValueError: shapes do not fit, or labels are not integers.
         """
-        if embeddings.dim() != 4 or labels.dim() != 3 or not 0 < len(labels) == len(embeddings):
-            raise ValueError(
-                "embeddings must be (N, D, h, w) and labels (N, H, W) with the same N, "
-                f"got {tuple(embeddings.shape)} and {tuple(labels.shape)}"
-            )
-        labels = resize_labels(labels, embeddings.shape[2:])
-        image_sizes = [labels[0].numel()] * len(labels)
-        labels = labels.flatten()
+        (draw,) = self.draw([embeddings], labels, generator)
+        return self.take(embeddings, draw, project)
+
+    @eager
+    def draw(self, maps: Sequence[Tensor], labels: Tensor, generator: torch.Generator | None = None) -> list[Draw]:
+        """The first half of a call, for several maps of a batch: draw positions, by labels alone.
+
+        That is done on the host. So it goes on beside a device that still computes the maps; labels in the memory of
+        the host save waiting for it.
+
+        Args:
+            maps: each (N, C, h, w), of which the shapes count.
+            labels: see ``__call__``.
+            generator: see ``__call__``; it is drawn from for one map after the other.
+
+        Raises:
+            ValueError: see ``__call__``.
+        """
+        for x in maps:
+            if x.dim() != 4 or labels.dim() != 3 or not 0 < len(labels) == len(x):
+                raise ValueError(
+                    "embeddings must be (N, D, h, w) and labels (N, H, W) with the same N, "
+                    f"got {tuple(x.shape)} and {tuple(labels.shape)}"
+                )
+        labels = labels.cpu()
+        resized = [resize_labels(labels, x.shape[2:]) for x in maps]
         if self.gather:
-            return self._draw_from_all(embeddings, labels, image_sizes, project, generator)
-        chosen = self.choose(labels, image_sizes, generator)
-        return AnchorSet(_take(embeddings, chosen, project), labels[chosen])
+            return self._draw_from_all(resized, generator)
+        draws = []
+        for of_map in resized:
+            flat = of_map.flatten()
+            chosen = self.choose(flat, [of_map[0].numel()] * len(of_map), generator)
+            draws.append(Draw(chosen, flat[chosen]))
+        return draws
+
+    @eager
+    def take(self, embeddings: Tensor, draw: Draw, project: Callable[[Tensor], Tensor] | None = None) -> AnchorSet:
+        """The second half of a call: the anchors at the positions that were drawn."""
+        vectors = _take(embeddings, to_device(draw.positions, embeddings.device), project)
+        if draw.order is not None:
+            vectors = gather_rows(vectors, draw.counts)[to_device(draw.order, vectors.device)]
+        return AnchorSet(vectors, draw.labels)
 
     def choose(self, labels: Tensor, image_sizes: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """Choose positions alone.
@@ -122,30 +169,31 @@ class AnchorSampler:
             quota = min(quota, self.max_per_group)
         return share_out(counts * eligible, quota) if self.unit == "class" else eligible * quota
 
-    def _draw_from_all(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        image_sizes: list[int],
-        project: Callable[[Tensor], Tensor] | None,
-        generator: torch.Generator | None,
-    ) -> AnchorSet:
-        """Choose from the labels of all processes; each takes its own anchors from its map, and all are gathered."""
+    def _draw_from_all(self, maps: Sequence[Tensor], generator: torch.Generator | None) -> list[Draw]:
+        """Draw from the labels (N, h, w) of all processes, which they exchange once for all maps."""
         rank, world_size = world()
-        seed = torch.randint(1 << 62, (), generator=generator).item()
-        mine = torch.tensor([len(image_sizes), image_sizes[0], seed], device=labels.device)
-        shared = gather_rows(mine[None], [1] * world_size).tolist()
-        counts = [images * size for images, size, _ in shared]
-        labels = gather_rows(labels, counts)
-        image_sizes = [size for images, size, _ in shared for _ in range(images)]
-        chosen = self.choose(labels, image_sizes, torch.Generator().manual_seed(shared[0][2]))
-
-        ends = list(accumulate(counts))
-        owner = torch.bucketize(chosen, torch.tensor(ends, device=chosen.device), right=True)
-        own = _take(embeddings, chosen[owner == rank] - (ends[rank] - counts[rank]), project)
-        vectors = gather_rows(own, owner.bincount(minlength=world_size).tolist())
-        # From the order of ranks to that of chosen.
-        return AnchorSet(vectors[owner.argsort(stable=True).argsort()], labels[chosen])
+        seeds = [int(torch.randint(1 << 62, (), generator=generator)) for _ in maps]
+        own = [len(maps[0]), *(x[0].numel() for x in maps), *seeds]
+        shared = gather_rows(torch.tensor([own]), [1] * world_size).tolist()
+        sizes = [[images * size for size in of_images[: len(maps)]] for images, *of_images in shared]
+        everything = gather_rows(torch.cat([x.int().flatten() for x in maps]), [sum(of_maps) for of_maps in sizes])
+        parts = everything.split([size for of_maps in sizes for size in of_maps])
+        draws = []
+        for i, counts in enumerate(zip(*sizes)):
+            labels = torch.cat(parts[i :: len(maps)])
+            image_sizes = [of_images[i] for images, *of_images in shared for _ in range(images)]
+            chosen = self.choose(labels, image_sizes, torch.Generator().manual_seed(shared[0][1 + len(maps) + i]))
+            ends = list(accumulate(counts))
+            owner = torch.bucketize(chosen, torch.tensor(ends), right=True)
+            draws.append(
+                Draw(
+                    positions=chosen[owner == rank] - (ends[rank] - counts[rank]),
+                    labels=labels[chosen].long(),
+                    counts=owner.bincount(minlength=world_size).tolist(),
+                    order=owner.argsort(stable=True).argsort(),
+                )
+            )
+        return draws
 
 
 def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:

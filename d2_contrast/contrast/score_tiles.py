@@ -13,7 +13,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Band", "NegativeTiles", "SortedSet", "Tiling", "classes_of_equal_size", "for_each_anchor", "visit_bands"]
+from .device import to_device
+
+__all__ = [
+    "Band",
+    "NegativeTiles",
+    "SortedSet",
+    "Tiling",
+    "classes_of_equal_size",
+    "cut_evenly",
+    "for_each_anchor",
+    "visit_bands",
+]
 
 
 class Tiling(NamedTuple):
@@ -36,7 +47,7 @@ class Tiling(NamedTuple):
         """On a CPU, scores should stay in the cache between passes. On an accelerator, a visit should keep it busy."""
         if device.type == "cpu":
             return Tiling(band_rows=512, band_scores=1 << 17, tile_rows=768, kept_scores=1 << 23)
-        return Tiling(band_rows=256, band_scores=1 << 23, tile_rows=2048, kept_scores=1 << 23)
+        return Tiling(band_rows=256, band_scores=1 << 24, tile_rows=3072, kept_scores=1 << 24)
 
     def rows(self, columns: int) -> int:
         """The rows of a band that has this number of columns."""
@@ -88,11 +99,11 @@ class Band(NamedTuple):
 
 def visit_bands(anchors: SortedSet, others: SortedSet, temperature: float, tiling: Tiling) -> Iterator[Band]:
     """Yield the score matrix from one set to another by bands of rows, all in the same memory. They may be changed."""
-    most = tiling.rows(len(others.vectors))
+    runs = _cut(anchors.counts, tiling.rows(len(others.vectors)))
     class_of_row, class_of_column = _class_of_each(anchors), _class_of_each(others)
     ends = [0, *accumulate(others.counts)]
-    buffer = anchors.vectors.new_empty(min(most, len(anchors.vectors)), len(others.vectors))
-    for run in _cut(anchors.counts, most):
+    buffer = anchors.vectors.new_empty(_longest(runs), len(others.vectors))
+    for run in runs:
         rows = anchors.vectors[run.span]
         block = slice(ends[run.first], ends[run.last + 1])
         scores = buffer[: len(rows)].addmm_(rows, others.vectors.t(), beta=0, alpha=1 / temperature)
@@ -121,8 +132,7 @@ class NegativeTiles:
         self._runs = _cut(anchors.counts, tiling.tile_rows)
         self._room = tiling.kept_scores if keep else 0
         self._kept: dict[tuple[Run, Run], Tensor] = {}
-        side = max(run.stop - run.start for run in self._runs)
-        self._buffer = self._vectors.new_empty(side * side)
+        self._buffer = self._vectors.new_empty(_longest(self._runs) ** 2)
 
     def visit(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield rows, columns, and exp of the scores of negatives, 0 elsewhere, for each tile that holds some.
@@ -172,13 +182,13 @@ def classes_of_equal_size(anchors: SortedSet, tiling: Tiling) -> Iterator[tuple[
                 yield slice(some[0], some[-1] + size), size
             else:
                 rows = (torch.tensor(some)[:, None] + torch.arange(size)).flatten()
-                yield rows.to(anchors.vectors.device, non_blocking=True), size
+                yield to_device(rows, anchors.vectors.device), size
 
 
 def for_each_anchor(values: Tensor, anchors: SortedSet) -> Tensor:
     """The value of its class for each anchor, (classes,) to (A,), brought to their device without waiting for it."""
     repeated = values.repeat_interleave(torch.tensor(anchors.counts))
-    return repeated.to(anchors.vectors.device, non_blocking=True)
+    return to_device(repeated, anchors.vectors.device)
 
 
 def _class_of_each(anchors: SortedSet) -> Tensor:
@@ -190,15 +200,27 @@ def _class_of_each(anchors: SortedSet) -> Tensor:
 
 
 def _cut(counts: list[int], most: int) -> list[Run]:
-    """Cut a sorted set into runs of whole classes, and parts of classes that are larger than most."""
+    """Cut a sorted set into runs of whole classes, and parts of classes that are too large, see ``cut_evenly``."""
     runs: list[Run] = []
     start = 0
     for label, count in enumerate(counts):
         if runs and start + count - runs[-1].start <= most:
             runs[-1] = runs[-1]._replace(stop=start + count, last=label)
         else:
-            parts = -(-count // most)
-            cuts = [start + count * i // parts for i in range(parts + 1)] if count else []
-            runs += [Run(a, b, label, label) for a, b in zip(cuts, cuts[1:])]
+            runs += [Run(start + a, start + b, label, label) for a, b in cut_evenly(count, most)]
         start += count
     return runs
+
+
+def _longest(runs: list[Run]) -> int:
+    return max(run.stop - run.start for run in runs)
+
+
+def cut_evenly(count: int, most: int) -> list[tuple[int, int]]:
+    """Cut so many anchors into equal parts, from first to last; a part may be half as large again as is asked for.
+
+    So a class that is a little too large stays whole: two parts would make four tiles of one.
+    """
+    parts = -(-2 * count // (3 * most))
+    cuts = [count * i // max(parts, 1) for i in range(parts + 1)]
+    return list(zip(cuts, cuts[1:]))

@@ -1,13 +1,14 @@
 """A network in several processes that average their gradients."""
 
 import logging
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,8 @@ def share_among_processes(cfg: CfgNode, model: nn.Module) -> nn.Module:
     if unused:
         names = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
         logger.warning("No loss depends on these parameters, which are not trained: %s", names)
+    for parameter in model.parameters():
+        parameter.register_hook(partial(_with_strides_of, parameter.shape, parameter.stride()))
     device_ids = [torch.cuda.current_device()] if cfg.MODEL.DEVICE.startswith("cuda") else None
     return create_ddp_model(
         model,
@@ -70,6 +73,15 @@ def share_buffers(model: nn.Module) -> None:
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
+
+
+def _with_strides_of(shape: torch.Size, strides: tuple[int, ...], gradient: Tensor) -> Tensor:
+    """A gradient with the strides of its parameter, where these differ for sides of one entry alone.
+
+    Those of 1 x 1 convolutions do, which DistributedDataParallel takes for another layout: it warns.
+    """
+    alike = all(a == b or side == 1 for side, a, b in zip(shape, gradient.stride(), strides))
+    return gradient.as_strided(shape, strides) if alike and gradient.stride() != strides else gradient
 
 
 def find_unused_parameters(cfg: CfgNode, model: nn.Module) -> list[str]:

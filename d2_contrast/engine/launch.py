@@ -28,7 +28,7 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
 
     Under torchrun (RANK and WORLD_SIZE are set) this process is one of them. Otherwise ``args.num_gpus`` processes are
     started on this machine, which are one of ``args.num_machines`` equal parts of the job. Processes talk through NCCL
-    where there are GPUs and through gloo where there are none.
+    where MODEL.DEVICE is a GPU, and through gloo where it is not, or where there is none.
 
     A process that is stopped or lost is named after PROCESS_GROUP_TIMEOUT, and the job ends.
 
@@ -44,11 +44,11 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         local_rank = int(os.environ["LOCAL_RANK"])
         with in_plain_words(_claim_by_store):
-            has_gpu = torch.cuda.is_available()
-            if has_gpu:
+            on_gpu = _uses_gpu(args)
+            if on_gpu:
                 torch.cuda.set_device(local_rank)
             timeout = _read_timeout(args)
-            dist.init_process_group("nccl" if has_gpu else "gloo", timeout=timeout)
+            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
             comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
             comm.synchronize()  # who fails and leaves while another still connects has that one fail obscurely, or wait
             with ProcessWatch(os.environ["MASTER_ADDR"], timeout.total_seconds()):
@@ -67,6 +67,8 @@ def _start_processes(main: Callable[[Namespace], object], args: Namespace) -> No
     try:
         with in_plain_words():
             timeout = _read_timeout(args)
+            if not _uses_gpu(args):
+                os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Detectron2 chooses NCCL in processes that see a GPU
             spawn(
                 _work,
                 args.num_gpus,
@@ -80,6 +82,11 @@ def _start_processes(main: Callable[[Namespace], object], args: Namespace) -> No
         if error.exit_code < 0:
             print(f"A process of this job was killed by {error.signal_name}", file=sys.stderr)
         sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)
+
+
+def _uses_gpu(args: Namespace) -> bool:
+    """Whether the processes compute on GPUs: MODEL.DEVICE says so, and there are some."""
+    return load_config(args.config_file, args.opts).MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
 
 
 def _pass_on(number: int, _frame) -> None:

@@ -16,6 +16,8 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..contrast.device import to_device
+from ..contrast.distributed import gather_rows
 from ..modeling import precision
 from ..random_numbers import derive_seed, seed_generators
 from .checkpoint import NonFiniteError
@@ -121,13 +123,15 @@ class TrainStep(SimpleTrainer):
                 self.grad_scaler.scale(loss).backward()
             for name, value in losses.items():
                 means[name] += value.detach() / self.accumulation_steps
-        reports = comm.all_gather(self._report({name: float(value) for name, value in means.items()}, data_time))
-        problem, ranks = find_problem(reports)
-        if problem:
-            self._skip_or_stop(problem, ranks, statistics)
-            return
+        shared = self._share(means, data_time)
+        if not all(math.isfinite(value) for numbers in shared for value in numbers.values()):
+            own = {name: shared[comm.get_rank()][name] for name in means}
+            problem, ranks = find_problem(comm.all_gather(self._report(own)))
+            if problem:
+                self._skip_or_stop(problem, ranks, statistics)
+                return
         self._skipped_in_row = 0
-        self._write(reports)
+        self._write(shared, list(means))
         self.grad_scaler.unscale_(self.optimizer)  # before the optimizer clips them
         self.is_updating = True
         self.grad_scaler.step(self.optimizer)
@@ -139,18 +143,33 @@ class TrainStep(SimpleTrainer):
 
         None in float16: there they are usual, have the scale of losses lowered and the step left out.
         """
-        if self.grad_scaler.is_enabled():
-            return []
-        gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
-        # A sum is not finite if a summand is not, or if it overflows; it is a tenth of the work of looking at each.
-        sums = torch.stack([gradient.sum() for gradient in gradients.values()] or [torch.zeros(())])
-        if sums.isfinite().all():  # waits for the device once
-            return []
-        return [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+        return [name for name, gradient in self._gradients().items() if not gradient.isfinite().all()]
 
-    def _report(self, losses: dict[str, float], data_time: float) -> dict:
-        """What a process tells the others about its part of the step."""
-        report = {"losses": losses, "data_time": data_time, "gradients": self.infinite_gradients()}
+    def _gradients(self) -> dict[str, torch.Tensor]:
+        """The gradients that have to be finite, by the names of their parameters."""
+        if self.grad_scaler.is_enabled():
+            return {}
+        return {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+
+    def _share(self, losses: dict[str, torch.Tensor], data_time: float) -> list[dict[str, float]]:
+        """Tell all processes the losses and times of each; the only copy from the device in a step.
+
+        Returns:
+            For each process its losses by name, "data_time" in seconds, and under "gradients" a sum that is not finite
+            if a gradient is not, or if it overflows.
+        """
+        values = [value.reshape(()) for value in losses.values()]
+        # A tenth of the work of looking at each entry.
+        sums = [gradient.sum() for gradient in self._gradients().values()]
+        gradients = torch.stack(sums).sum() if sums else torch.zeros_like(values[0])
+        seconds = to_device(torch.tensor(data_time), gradients.device)
+        numbers = torch.stack([*values, gradients, seconds])
+        rows = gather_rows(numbers[None], [1] * comm.get_world_size()) if comm.get_world_size() > 1 else numbers[None]
+        return [dict(zip([*losses, "gradients", "data_time"], row)) for row in rows.tolist()]
+
+    def _report(self, losses: dict[str, float]) -> dict:
+        """What a process tells the others about a step with a number that is not finite."""
+        report = {"losses": losses, "gradients": self.infinite_gradients()}
         if report["gradients"] or not all(map(math.isfinite, losses.values())):
             report["files"] = batch_files(self.batches)
         return report
@@ -171,14 +190,13 @@ class TrainStep(SimpleTrainer):
     def _running_statistics(self, copy: bool = True) -> dict[str, torch.Tensor]:
         return {name: value.clone() if copy else value for name, value in self.model.named_buffers()}
 
-    def _write(self, reports: list[dict]) -> None:
+    def _write(self, shared: list[dict[str, float]], names: list[str]) -> None:
         """Log the means over all processes, and the time that the slowest waited for its data."""
         if not comm.is_main_process():
             return
         storage = get_event_storage()
-        storage.put_scalar("data_time", max(report["data_time"] for report in reports))
-        losses = [report["losses"] for report in reports]
-        means = {name: sum(part[name] for part in losses) / len(losses) for name in losses[0]}
+        storage.put_scalar("data_time", max(numbers["data_time"] for numbers in shared))
+        means = {name: sum(numbers[name] for numbers in shared) / len(shared) for name in names}
         storage.put_scalars(total_loss=sum(means.values()), **means)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -20,6 +20,7 @@ from ..config_ranges import check_config, ungrouped_channels
 from ..data import build_test_loader, build_train_loader, find_stream
 from ..errors import explain
 from ..evaluation import build_evaluator, build_inference_model, claim_evaluation_folder
+from ..modeling.compilation import compile_network
 from ..output import write_text
 from .averaging import UpdateAverage, averaged_weights, build_average
 from .checkpoint import ContrastCheckpointer, NonFiniteError, build_checkpointer
@@ -363,18 +364,19 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """See DefaultTrainer.
+        """See DefaultTrainer; compiled where MODEL.COMPILE asks for it.
 
         Raises:
             ValueError: a part of the network refuses what the keys of MODEL say; KeyError, RuntimeError: as that does.
         """
         try:
-            return super().build_model(cfg)
+            model = super().build_model(cfg)
         except Exception as error:
             if explain(error) is not None:
                 raise
             reason = "; ".join(ungrouped_channels(cfg)) or f"{type(error).__name__}: {error}"
             raise ValueError(f"The network cannot be built as the keys of MODEL say ({reason})") from error
+        return compile_network(model) if cfg.MODEL.COMPILE else model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

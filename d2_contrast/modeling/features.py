@@ -8,6 +8,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from d2_contrast.contrast.device import to_device
+
 from .layers import concat_at_finest
 
 
@@ -75,10 +77,19 @@ def pad_batch(model: nn.Module, tensors: list[Tensor], value: float) -> ImageLis
     return ImageList.from_tensors(tensors, backbone.size_divisibility, value, backbone.padding_constraints)
 
 
+def narrow(labels: Tensor) -> Tensor:
+    """Labels in the memory of the host as uint8, an eighth of what there is to copy, where their values allow it."""
+    low, high = (int(x) for x in labels.aminmax())
+    return labels.to(torch.uint8) if low >= 0 and high <= torch.iinfo(torch.uint8).max else labels
+
+
 def normalise_images(model: nn.Module, batched_inputs: list[dict]) -> ImageList:
-    """Normalise and pad the images of a batch as Detectron2's meta-architectures do."""
-    images = [(x["image"].to(model.device) - model.pixel_mean) / model.pixel_std for x in batched_inputs]
-    return pad_batch(model, images, 0.0)
+    """Normalise and pad the images of a batch as Detectron2's meta-architectures do, in the model's memory format."""
+    images = [(to_device(x["image"], model.device) - model.pixel_mean) / model.pixel_std for x in batched_inputs]
+    batch = pad_batch(model, images, 0.0)
+    if getattr(model, "channels_last", False):
+        batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
+    return batch
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The meta-architecture: a semantic segmentor that is also trained by contrasting its feature maps."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -27,8 +28,9 @@ from d2_contrast.contrast import (
     Projector,
     describe_anchors,
 )
+from d2_contrast.contrast.device import to_device
 
-from .features import join_features, join_shapes, normalise_images, pad_batch, part_names, select_features
+from .features import join_features, join_shapes, narrow, normalise_images, pad_batch, part_names, select_features
 from .heads import SemSegHead, build_aux_head
 from .layers import allow_single_values, resize
 
@@ -52,6 +54,7 @@ class ContrastiveSegmentor(SemanticSegmentor):
         balance: GradientBalance | None = None,
         log_period: int = 20,
         balance_log_period: int = 0,
+        channels_last: bool = False,
         **kwargs,
     ):
         """
@@ -61,6 +64,7 @@ class ContrastiveSegmentor(SemanticSegmentor):
             balance: how the gradients of the contrastive losses join those of the heads; None for their sum.
             log_period: iterations between two logs of the anchors' statistics; 0 for none.
             balance_log_period: iterations between two logs of the norms of both gradients; 0 for none.
+            channels_last: keep weights, images and maps in torch's memory format of that name. Values stay the same.
             kwargs: see SemanticSegmentor.
 
         Raises:
@@ -78,6 +82,9 @@ class ContrastiveSegmentor(SemanticSegmentor):
         self.balance = balance
         self.log_period = log_period
         self.balance_log_period = balance_log_period
+        self.channels_last = channels_last
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -90,6 +97,7 @@ class ContrastiveSegmentor(SemanticSegmentor):
             "sem_seg_head": build_sem_seg_head(cfg, shapes),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "channels_last": cfg.MODEL.CHANNELS_LAST,
         }
         if cfg.MODEL.AUX_HEAD.NAME:
             args["aux_head"] = build_aux_head(cfg, shapes)
@@ -115,20 +123,20 @@ class ContrastiveSegmentor(SemanticSegmentor):
         if not self.training:
             logits, _ = self.sem_seg_head(features, None)
             return self._to_outputs(logits, images, batched_inputs)
-        targets = pad_batch(
-            self, [x["sem_seg"].to(self.device) for x in batched_inputs], self.sem_seg_head.ignore_value
-        )
+        # Labels stay on the host, where positions to contrast are chosen while the device computes the network.
+        labels = pad_batch(self, [x["sem_seg"] for x in batched_inputs], self.sem_seg_head.ignore_value).tensor
+        targets = to_device(narrow(labels), self.device).long()
         contrasted = features
         if self.contrast is not None and self.balance is not None:
             features, contrasted = self._split(self.balance, self.contrast.criterion, features)
-        logits, losses = self.sem_seg_head(features, targets.tensor)
+        logits, losses = self.sem_seg_head(features, targets)
         if self.aux_head is not None:
-            _, aux_losses = self.aux_head(features, targets.tensor)
+            _, aux_losses = self.aux_head(features, targets)
             for name, loss in aux_losses.items():
                 name = "loss_aux_" + name.removeprefix("loss_")  # which the head itself may have, as OCRHead does
                 losses[name] = losses[name] + loss if name in losses else loss
         if self.contrast is not None:
-            losses.update(self._contrast(self.contrast, contrasted, targets.tensor, logits))
+            losses.update(self._contrast(self.contrast, contrasted, labels, logits))
         return losses
 
     @torch.no_grad()
@@ -162,17 +170,17 @@ class ContrastiveSegmentor(SemanticSegmentor):
 
     @torch.compiler.disable(recursive=False)  # reads the iteration and writes logs; what it calls may be compiled
     def _contrast(
-        self, branch: ContrastiveBranch, features: dict[str, Tensor], targets: Tensor, logits: Tensor | None
+        self, branch: ContrastiveBranch, features: dict[str, Tensor], labels: Tensor, logits: Tensor | None
     ) -> dict[str, Tensor]:
         features = join_features(features, branch.criterion.scales)
         storage = get_event_storage() if has_event_storage() else None
         iteration = storage.iter if storage else None
         if not storage or not self.log_period or iteration % self.log_period:
-            return branch(features, targets, iteration, logits)
-        anchor_sets = branch.sample(features, targets, logits)
+            return branch(features, labels, iteration, logits)
+        anchor_sets = branch.sample(features, labels, logits)
         # A similarity is NaN where a scale has no pair of that kind: there is nothing to log then.
-        stats = {name: float(value) for name, value in describe_anchors(anchor_sets).items()}
-        storage.put_scalars(smoothing_hint=False, **{name: value for name, value in stats.items() if value == value})
+        stats = {name: value for name, value in describe_anchors(anchor_sets).items() if not math.isnan(value)}
+        storage.put_scalars(smoothing_hint=False, **stats)
         return branch.losses(anchor_sets, iteration)
 
 
@@ -229,6 +237,7 @@ def build_contrast(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> Contrastive
             warmup_iters=contrast.WARMUP_ITERS,
             decay_iters=contrast.DECAY_ITERS,
             memories=_build_memories(cfg),
+            tf32=contrast.TF32,
         )
         return ContrastiveBranch(projectors, criterion, contrast.PROJECT)
     except ValueError as error:

@@ -132,22 +132,31 @@ class LovaszSoftmax(nn.Module):
         return {"ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        valid = _valid(targets, self.ignore_label)
-        probabilities = logits.float().softmax(dim=1).movedim(1, 0)[:, valid]  # (K, P)
-        targets = targets[valid]
+        valid = _valid(targets, self.ignore_label).flatten()
+        probabilities = logits.float().softmax(dim=1).movedim(1, 0).flatten(1)  # (K, P)
+        targets = targets.flatten()
         terms = []
-        for label in targets.unique().tolist():
-            is_label = targets == label
-            errors, order = (is_label.float() - probabilities[label]).abs().sort(descending=True)
-            terms.append((errors * _jaccard_steps(is_label[order])).sum())
+        for label in _classes(targets, valid, logits.shape[1]):
+            is_label = valid & (targets == label)
+            # Pixels that do not count come last, where nothing can be lost any more.
+            errors = (is_label.float() - probabilities[label]).abs().masked_fill(~valid, -1.0)
+            errors, order = errors.sort(descending=True)
+            terms.append((errors * _jaccard_steps(is_label[order], valid[order])).sum())
         return torch.stack(terms).mean() if terms else logits.float().sum() * 0.0
 
 
-def _jaccard_steps(is_label: Tensor) -> Tensor:
+def _classes(targets: Tensor, counts: Tensor, num_classes: int) -> list[int]:
+    """The classes of the targets (P,) that count (P,): all that a GPU is waited for, since each takes a sort."""
+    occurs = torch.zeros(num_classes + 1, dtype=torch.bool, device=targets.device)
+    occurs.scatter_(0, targets.where(counts, num_classes), True)
+    return [label for label, does in enumerate(occurs[:-1].tolist()) if does]
+
+
+def _jaccard_steps(is_label: Tensor, counts: Tensor) -> Tensor:
     """How much each wrong pixel of a sorted list (P,) adds to the Jaccard loss of a class (Eq. 9)."""
     seen = is_label.cumsum(0)  # in whole numbers: exact
     total = seen[-1]
-    others = torch.arange(1, len(is_label) + 1, device=is_label.device) - seen
+    others = counts.cumsum(0) - seen
     loss = 1.0 - (total - seen) / (total + others)
     return loss.diff(prepend=loss.new_zeros(1))
 
@@ -214,7 +223,8 @@ class RMI(nn.Module):
         y, p = self._regions(labels), self._regions(probabilities)
         diagonal = self.DIAGONAL * torch.eye(self.radius**2, dtype=y.dtype, device=y.device)
         yp = y @ p.mT
-        explained = yp @ torch.linalg.solve(p @ p.mT + diagonal, yp.mT)
+        # Never singular; solve() itself would wait for a GPU to say so.
+        explained = yp @ torch.linalg.solve_ex(p @ p.mT + diagonal, yp.mT).result
         return -0.5 * torch.logdet(y @ y.mT - explained + diagonal).float() / self.radius**2
 
     def _regions(self, maps: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2_contrast.contrast import AnchorSet, supervised_info_nce
 from d2_contrast.contrast.info_nce import info_nce
@@ -367,3 +368,40 @@ print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code, str(across)], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 100
+
+
+class PrecisionOfProducts(TorchDispatchMode):
+    """The precision that products of float32 have on a GPU while operators that multiply run."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "baddbmm", "baddbmm_"):
+            gpu = torch.backends.cuda.matmul
+            newer = hasattr(gpu, "fp32_precision")
+            self.seen.add(gpu.fp32_precision if newer else torch.get_float32_matmul_precision())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("outside", ["highest", "high", "medium"])
+def test_products_are_in_float32_whatever_torch_is_set_to(outside, tf32):
+    """Processors with bfloat16 use it where torch is set to "medium"."""
+    labels = torch.arange(60) // 10
+    sets = [AnchorSet(F.normalize(torch.randn(60, 8), dim=1).requires_grad_(), labels) for _ in range(2)]
+
+    def losses():
+        return [info_nce(sets[0], other, 0.1, tf32=tf32) for other in (None, sets[1])]
+
+    expected = losses()
+    torch.set_float32_matmul_precision(outside)
+    try:
+        with PrecisionOfProducts() as products:
+            results = losses()
+        assert torch.get_float32_matmul_precision() == outside
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert products.seen <= ({"tf32", "high"} if tf32 else {"ieee", "none", "highest"}) and products.seen
+    assert [x.item() for x in results] == [x.item() for x in expected]

@@ -1,6 +1,7 @@
 """Training in two processes, of networks with parameters on which no loss depends."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -9,7 +10,12 @@ from processes import run_in_two_processes
 from tiny_models import make_batch, small_config, small_model
 
 from d2_contrast.config import load_config
-from d2_contrast.engine.data_parallel import find_unused_parameters, share_among_processes, split_batches
+from d2_contrast.engine.data_parallel import (
+    _with_strides_of,
+    find_unused_parameters,
+    share_among_processes,
+    split_batches,
+)
 
 SWIN = "cityscapes/uper_swin_t_contrast_bs8_160k.yaml"
 PLAIN = {
@@ -42,9 +48,11 @@ def train_both(rank):
         alone = copy.deepcopy(model)
         batches = [make_batch((64, 64), (64, 64), seed=seed) for seed in range(2)]
         shared = share_among_processes(cfg, model)
-        for _ in range(2):
-            torch.manual_seed(rank)
-            sum(shared(batches[rank]).values()).backward()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Grad strides do not match")
+            for _ in range(2):
+                torch.manual_seed(rank)
+                sum(shared(batches[rank]).values()).backward()
         for key, parameter in model.named_parameters():
             assert (parameter.grad is None) == key.startswith(unused or "nothing"), (name, key)
         # The mean of what each process would have computed by itself.
@@ -62,6 +70,17 @@ def train_both(rank):
 
 def test_processes_agree_whatever_is_unused(tmp_path):
     run_in_two_processes(train_both, tmp_path)
+
+
+def test_gradients_have_the_strides_of_their_parameters():
+    """Else DistributedDataParallel warns; those of 1 x 1 convolutions differ without a difference."""
+    shape, strides = torch.Size([4, 3, 1, 1]), (3, 1, 1, 1)
+    values = torch.arange(12.0)
+    gradient = values.as_strided(shape, (3, 1, 3, 3))
+    aligned = _with_strides_of(shape, strides, gradient)
+    assert aligned.stride() == strides and torch.equal(aligned, gradient) and aligned.data_ptr() == values.data_ptr()
+    other = values.as_strided(shape, (1, 4, 4, 4))  # another order of the values themselves
+    assert _with_strides_of(shape, strides, other) is other
 
 
 def test_trying_changes_nothing():

@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 
 import pytest
+import torch
 
 from d2_contrast.config import load_config
 from d2_contrast.engine import evaluate, launch, parse_arguments, setup, train
@@ -68,3 +69,32 @@ def test_processes_that_fail_alike_speak_once(pytestconfig):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert result.returncode == 2
     assert result.stderr.count("error: SEED has no value") == 1 and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("device", "gpus_hidden"), [("cpu", True), ("cuda", False)])
+def test_processes_follow_the_device_and_not_the_machine(device, gpus_hidden, monkeypatch):
+    """Detectron2 takes NCCL, and a GPU for each process, wherever a process sees one."""
+    seen = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    module = sys.modules["d2_contrast.engine.launch"]
+    monkeypatch.setattr(module, "spawn", lambda *_, **__: seen.update(gpus=os.environ["CUDA_VISIBLE_DEVICES"]))
+    launch(main, parse_arguments(["--num-gpus", "2", "MODEL.DEVICE", device]))
+    assert seen == {"gpus": "" if gpus_hidden else "0,1"}
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda", "nccl")])
+def test_torchruns_processes_do_so_too(device, backend, monkeypatch):
+    class Chosen(Exception):
+        pass
+
+    def choose(backend):
+        raise Chosen(backend)
+
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", choose)
+    with pytest.raises(Chosen, match=backend):
+        launch(main, parse_arguments(["MODEL.DEVICE", device]))

@@ -124,17 +124,48 @@ def test_save_and_load(name, tmp_path):
         assert torch.equal(model(inputs)[0]["sem_seg"], other.eval()(inputs)[0]["sem_seg"])
 
 
-def test_bfloat16(name):
-    model = small_model(name)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_mixed_precision(name, dtype, monkeypatch):
+    """Anchors and losses are float32, gradients finite; in float16 with scaled losses, as training does it."""
+    model = small_model(name, MODEL__CHANNELS_LAST=dtype == torch.bfloat16)
     batch = make_batch((64, 64), (64, 64))
-    with torch.autocast("cpu", torch.bfloat16):
+    contrasted = []
+    losses_of = model.contrast.losses
+    monkeypatch.setattr(model.contrast, "losses", lambda *sets: contrasted.append(sets[0]) or losses_of(*sets))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=dtype == torch.float16)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with torch.autocast("cpu", dtype):
         losses = model(batch)
-    sum(losses.values()).backward()
+    scaler.scale(sum(losses.values())).backward()
+    scaler.unscale_(optimizer)
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    assert {anchors.vectors.dtype for anchors in contrasted[0].values()} == {torch.float32}
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     torch.manual_seed(0)
     full = small_model(name)(batch)["loss_sem_seg"]
     assert math.isclose(losses["loss_sem_seg"].item(), full.item(), rel_tol=0.1)
+
+
+def test_channels_last_changes_no_values(name):
+    model, plain = small_model(name, MODEL__CHANNELS_LAST=True), small_model(name)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    first = next(p for p in model.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+    assert first.is_contiguous(memory_format=torch.channels_last)
+    batch, images = make_batch((64, 96), (64, 96)), []
+    model.backbone.register_forward_pre_hook(lambda module, inputs: images.append(inputs[0]))
+    results = []
+    for network in (model, plain):
+        torch.manual_seed(0)
+        losses = network(batch)
+        gradients = torch.autograd.grad(sum(losses.values()), list(network.parameters()))
+        network.eval()
+        with torch.no_grad():
+            gradient = torch.cat([x.flatten() for x in gradients])
+            results.append((losses, gradient / gradient.norm(), network(batch[:1])[0]["sem_seg"]))
+    # Batch norms of few values make much of rounding: single gradients differ more than their direction.
+    assert results[0][1] @ results[1][1] > 0.999
+    torch.testing.assert_close(*([losses, scores] for losses, _, scores in results), rtol=1e-3, atol=1e-3)
+    assert len(images) == 2 and all(x.is_contiguous(memory_format=torch.channels_last) for x in images)
 
 
 def train_with_another(rank):

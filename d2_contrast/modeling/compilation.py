@@ -1,0 +1,54 @@
+"""A network compiled by torch.compile."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def compile_network(model: nn.Module, backend: str | Callable = "inductor") -> nn.Module:
+    """Have the parts of a segmentor compiled when they are first called, in place: names of tensors stay as they are.
+
+    Parts are the backbone, each head, and the projectors of whole maps, every one in whole. What lies between them is
+    run as it is: reading inputs, drawing anchors, the losses of which the number of anchors changes in every step.
+
+    A part is compiled for the size of its first images. Other sizes have it compiled once more, for any size. After
+    eight variants (training, evaluation, mixed precision or not, ...), torch's limit, it runs uncompiled.
+
+    Args:
+        model: one of this project or of Detectron2, on its device.
+        backend: of torch.compile.
+
+    Returns:
+        The model.
+
+    Raises:
+        RuntimeError: this machine has no compiler for the model's device.
+    """
+    if backend == "inductor":
+        check_compiler(next(model.parameters()).device)
+    parts = [model.backbone, model.sem_seg_head, getattr(model, "aux_head", None)]
+    contrast = getattr(model, "contrast", None)
+    if contrast is not None and contrast.project == "dense":
+        parts += [projector.hidden for projector in contrast.projectors.values()]
+    for part in parts:
+        if part is not None:
+            part.compile(backend=backend)
+    return model
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile something small.
+
+    Raises:
+        RuntimeError: that fails; the message says what to install.
+    """
+    try:
+        torch.compile(lambda x: (x + 1).sin())(torch.ones(2, device=device))
+    except Exception as error:
+        needed = "Triton" if device.type == "cuda" else "a C++ compiler such as g++"
+        last = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RuntimeError(
+            f"MODEL.COMPILE is True, but torch.compile does not work on this machine ({last}): install {needed}, or "
+            "set MODEL.COMPILE False"
+        ) from error
