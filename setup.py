@@ -11,5 +11,5 @@ setup(
         *(f"{CONFIGS}.{folder}" for folder in find_namespace_packages("configs")),
     ],
     package_dir={CONFIGS: "configs"},
-    package_data={"": ["py.typed", "*.yaml"]},
+    package_data={"": ["py.typed", "*.yaml", "*.html"]},
 )

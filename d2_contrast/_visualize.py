@@ -2,5 +2,5 @@
 
 from .extras import import_extra
 
-for package in ("matplotlib", "scipy", "sklearn"):
+for package in ("jinja2", "matplotlib", "scipy", "sklearn"):
     import_extra(package, "visualize")

@@ -25,6 +25,7 @@ VERBS = {
     "analyze": "count the parameters and operations of a network, part by part",
     "features": "measure what the feature maps of trained networks know about classes",
     "compare": "compare two trained runs: scores, features, pictures",
+    "report": "show one or more trained runs on one HTML page",
     "ablate": "run rows x seeds of a plan and collect them into one table",
     "replay": "repeat the training step that ended a run with a number that is not finite",
     "env": "print versions, machine and settings, for the report of a fault",
@@ -36,7 +37,7 @@ examples:
   {PROGRAM} train --config-file shapes/uper_r18_contrast
   {PROGRAM} init garden/images garden/labels
   {PROGRAM} check garden_train --config-file garden.yaml
-  {PROGRAM} compare output/shapes/uper_r18 output/shapes/uper_r18_contrast
+  {PROGRAM} report output/shapes/uper_r18 output/shapes/uper_r18_contrast
   {PROGRAM} ablate ablations/shapes_ladder --jobs 2
 
 `{PROGRAM} VERB --help` tells the options of a verb; it is also run as `python -m d2_contrast.VERB`.

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     dataset, dataset_dicts = common_dataset([baseline, run], args.dataset)
     check_comparable(baseline, run, dataset)
     output.mkdir(parents=True, exist_ok=True)
-    comparison = compare_runs(baseline, run, dataset, dataset_dicts, output)
+    comparison = compare_runs([baseline, run], dataset, dataset_dicts, output)
     files = write_comparison(comparison, output)
     print(summary(comparison))
     print("\n".join(["To look at:", *(f"  {file}" for file in files)]))

@@ -41,7 +41,7 @@ def test_all_of_it(twins, capsys):
         for key, value in expected.items():
             assert data["results"][folder.name][key] == (None if value is None else pytest.approx(value))
     one, other = (data["results"][folder.name] for folder in twins)
-    assert data["difference"]["mIoU"] == pytest.approx(other["mIoU"] - one["mIoU"])
+    assert data["differences"]["contrast"]["mIoU"] == pytest.approx(other["mIoU"] - one["mIoU"])
     assert sum(data["pixels"].values()) == pytest.approx(100)
     assert data["settings"]["MODEL.CONTRAST.ENABLED"] == [False, True]
     assert "MODEL.CONTRAST.LOG_PERIOD" not in data["settings"] and "OUTPUT_DIR" not in data["settings"]
@@ -75,7 +75,7 @@ def test_a_run_beside_itself_does_not_differ(twins, tmp_path):
     set_pictures(again, 1, 0)
     assert main([str(twins[0]), str(again)]) == 0
     data = json.loads((again / "comparison" / "comparison.json").read_text())
-    assert all(value in (0, None) for value in data["difference"].values())
+    assert all(value in (0, None) for value in data["differences"]["again"].values())
     assert set(data["settings"]) == {"VISUALIZE.NUM_IMAGES"}
     assert not (again / "comparison" / "anchors.png").exists()  # none were contrasted
 

@@ -70,7 +70,7 @@ def test_matlab_files_need_an_extra(tmp_path, uninstall):
         read_raw_label(path)
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "scipy", "sklearn"])
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib", "scipy", "sklearn"])
 @pytest.mark.parametrize("user", ["ablation", "analysis", "evaluation.features", "visualize"])
 def test_pictures_and_measures_need_an_extra(uninstall, package, user):
     names = ("d2_contrast._visualize", f"d2_contrast.{user}")

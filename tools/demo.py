@@ -4,8 +4,8 @@
     python tools/demo.py           # again: goes on where it was stopped
 
 Both train at the same time, each on half of the cores, by configs/ablations/demo.yaml, in bfloat16 where the processor
-multiplies in it. The comparison ends with their mIoU, what their feature maps know about classes, and the pictures to
-look at. Keys and values override both configs.
+multiplies in it. The demo ends with their mIoU, what their feature maps know about classes, and all of it on one
+page, report.html. Keys and values override both configs.
 """
 
 import argparse
@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         return code
     store = Store(args.output, args.output / "results")
     runs = read_spec(str(SPEC), overrides).runs
-    command = [sys.executable, "-m", "d2_contrast.compare", *(str(store.folder(run)) for run in runs)]
-    command += ["--names", *(run.row.name for run in runs), "--output", str(args.output / "comparison")]
+    command = [sys.executable, "-m", "d2_contrast.report", *(str(store.folder(run)) for run in runs)]
+    command += ["--names", *(run.row.name for run in runs), "--output", str(args.output)]
     return subprocess.call(command)
 
 

@@ -142,19 +142,30 @@ def common_maps(runs: Sequence[TrainedRun], maps: Sequence[str] | None = None) -
 
 def features_markdown(analysis: FeatureAnalysis) -> str:
     """Tables of all measures, with a line on what was measured."""
+    maps, *pairs = (markdown_table(_without_repeats(rows), headers, texts=2) for headers, rows in tables(analysis))
+    text = [sampled_positions(analysis), maps, *(["Two scales together:", *pairs] if pairs else [])]
+    return "\n\n".join([*text, NOTES]) + "\n"
+
+
+def sampled_positions(analysis: FeatureAnalysis) -> str:
+    """A line on what was measured."""
     sampled = next(iter(analysis.measures.values()))["raw"]["maps"]
     positions = ", ".join(f"{values['positions']} of {name}" for name, values in sampled.items())
     classes = max(values["classes"] for values in sampled.values())
-    text = [
+    return (
         f"Measured on {analysis.dataset} at the same positions for all runs: {positions}. With {classes} classes, "
-        f"guessing has an accuracy of {number(1 / classes if classes else np.nan)}.",
-        _table(analysis, "maps", MAP_MEASURES, _map_titles(analysis)),
-    ]
+        f"guessing has an accuracy of {number(1 / classes if classes else np.nan)}."
+    )
+
+
+def tables(analysis: FeatureAnalysis) -> list[tuple[list[str], list[list[str]]]]:
+    """Headers and rows of the measures of single maps, and of those of two scales together, if there are any."""
+    found = [_table(analysis, "maps", MAP_MEASURES, _map_titles(analysis))]
     pairs = dict.fromkeys(pair for _, measures in _by_run_and_stage(analysis) for pair in measures["scales"])
     if pairs:
         titles = {pair: pair.replace(" ", ", ") for pair in pairs}
-        text += ["Two scales together:", _table(analysis, "scales", SCALE_MEASURES, titles)]
-    return "\n\n".join([*text, NOTES]) + "\n"
+        found.append(_table(analysis, "scales", SCALE_MEASURES, titles))
+    return found
 
 
 def draw_features(analysis: FeatureAnalysis, points: int, output: Path) -> list[Path]:
@@ -222,14 +233,22 @@ def _map_titles(analysis: FeatureAnalysis) -> dict[str, str]:
     return {name: f"{name} (stride {stride})" for name, stride in analysis.strides.items()}
 
 
-def _table(analysis: FeatureAnalysis, part: str, measures: Mapping[str, str], columns: Mapping[str, str]) -> str:
+def _table(
+    analysis: FeatureAnalysis, part: str, measures: Mapping[str, str], columns: Mapping[str, str]
+) -> tuple[list[str], list[list[str]]]:
     """A table of measures of a part of the figures: rows for all runs under each measure, columns with their titles."""
-    rows = []
-    for key, label in measures.items():
-        for who, figures in _by_run_and_stage(analysis):
-            rows.append([label, who, *(_cell(figures[part].get(name, {}), key) for name in columns)])
-            label = ""
-    return markdown_table(rows, ["measure", "run", *columns.values()], texts=2)
+    rows = [
+        [label, who, *(_cell(figures[part].get(name, {}), key) for name in columns)]
+        for key, label in measures.items()
+        for who, figures in _by_run_and_stage(analysis)
+    ]
+    return ["measure", "run", *columns.values()], rows
+
+
+def _without_repeats(rows: Sequence[list[str]]) -> list[list[str]]:
+    """Rows whose first cell is empty where it repeats the one above."""
+    above = [None, *(row[0] for row in rows)]
+    return [["" if row[0] == label else row[0], *row[1:]] for row, label in zip(rows, above)]
 
 
 def _cell(values: Mapping[str, float], key: str) -> str:

@@ -2,6 +2,7 @@
 
 from .. import _detectron2  # noqa: F401 (a check, so it comes first)
 from .build import EVALUATOR_REGISTRY, build_evaluator
+from .calibration import Calibration, confidence_of, entropy_of
 from .cityscapes import CityscapesEvaluator
 from .confusion_evaluator import CONFUSION_FILE, RESULTS_FILE, ConfusionEvaluator, results_table
 from .folders import claim_evaluation_folder, evaluation_folder
@@ -14,6 +15,7 @@ __all__ = [
     "CONFUSION_FILE",
     "EVALUATOR_REGISTRY",
     "RESULTS_FILE",
+    "Calibration",
     "CityscapesEvaluator",
     "ConfusionEvaluator",
     "LabelledVectors",
@@ -21,6 +23,8 @@ __all__ = [
     "SubmissionWriter",
     "balance",
     "build_evaluator",
+    "confidence_of",
+    "entropy_of",
     "claim_evaluation_folder",
     "evaluation_folder",
     "build_inference_model",

@@ -81,6 +81,11 @@ class MultiViewInference(nn.Module):
         self.max_device_bytes = max_device_bytes
         self.batch = batch
 
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether results are probabilities rather than logits."""
+        return len(self.views) > 1
+
     @torch.no_grad()
     def forward(self, batched_inputs: Sequence[Mapping]) -> list[dict[str, Tensor]]:
         """

@@ -54,8 +54,8 @@ def read_metrics(path: str) -> dict[str, Series]:
 
 def draw_curves(metrics: Mapping[str, Series]) -> Figure:
     """Draw losses, mean IoUs and the learning rate over the iterations; a panel without data says so."""
-    losses = {k: v for k, v in metrics.items() if "loss" in k.rsplit("/")[-1]}
-    scores = {k: v for k, v in metrics.items() if k.rsplit("/")[-1].startswith("mIoU")}
+    losses = {k: v for k, v in metrics.items() if _is_loss(k)}
+    scores = {k: v for k, v in metrics.items() if _is_score(k)}
     rates = {k: v for k, v in metrics.items() if k == "lr"}
 
     fig = figure(9.5, 8.5)
@@ -76,6 +76,49 @@ def draw_curves(metrics: Mapping[str, Series]) -> Figure:
         axes[0].set_yscale("log")
     axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     axes[2].set_xlabel("iteration", fontsize=FONT_SIZE + 1)
+    return fig
+
+
+def draw_shared_curves(runs: Mapping[str, Mapping[str, Series]]) -> Figure | None:
+    """Draw the losses and mean IoUs that all runs logged several times, a panel for each with a line for each run.
+
+    Losses are running means over dots, which are what was logged.
+
+    Args:
+        runs: at least two, by their titles: metrics of :func:`read_metrics`.
+
+    Returns:
+        None if they have no such curve in common.
+    """
+    first, *others = runs.values()
+    # The sum of all losses says nothing where runs sum different ones.
+    curves = [k for k, (iterations, _) in first.items() if (_is_loss(k) or _is_score(k)) and len(iterations) > 1]
+    shared = [k for k in curves if k != "total_loss" and all(k in metrics for metrics in others)]
+    if not shared:
+        return None
+    columns = min(2, len(shared))
+    lines = -(-len(shared) // columns)
+    fig = figure(5.2 * columns, 2.8 * lines + 0.6)
+    axes = list(fig.subplots(lines, columns, squeeze=False).flat)
+    styles = ("-", "--", "-.", ":")
+    for i, title in enumerate(runs):
+        color, style = LINE_COLORS[i % len(LINE_COLORS)], styles[i % len(styles)]
+        for ax, key in zip(axes, shared):
+            if _is_loss(key):
+                _draw_smoothed(ax, runs[title], key, color, style)
+            else:
+                ax.plot(*runs[title][key], color=color, linestyle=style, marker="o", markersize=3.5)
+    for ax, key in zip(axes, shared):
+        _prepare(ax, "loss (weighted)" if _is_loss(key) else "IoU (%)")
+        ax.set_title(wrap(plain(key.replace("sem_seg/", "")), 5), fontsize=FONT_SIZE + 1)
+        ax.set_xlabel("iteration", fontsize=FONT_SIZE)
+    for ax in axes[len(shared) :]:
+        ax.set_axis_off()
+    legend = [
+        Line2D([], [], color=LINE_COLORS[i % len(LINE_COLORS)], linestyle=styles[i % len(styles)], label=plain(title))
+        for i, title in enumerate(runs)
+    ]
+    fig.legend(handles=legend, loc="outside lower center", ncols=2, fontsize=FONT_SIZE, frameon=False)
     return fig
 
 
@@ -120,6 +163,28 @@ def _draw_smoothed(ax, metrics: Mapping[str, Series], name: str, color: str, sty
 def is_of_anchors(key: str) -> bool:
     """Whether a key of metrics.json is a statistic of the anchors of a scale."""
     return key.startswith("contrast/")
+
+
+def last_anchors(metrics: Mapping[str, Series]) -> dict[str, dict[str, float]]:
+    """The statistics of the anchors of each scale, by scale and statistic: means of the last logged values.
+
+    Args:
+        metrics: as from :func:`read_metrics`.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for key, (_, values) in metrics.items():
+        if is_of_anchors(key):
+            _, scale, *statistic = key.split("/")
+            found.setdefault(scale, {})["/".join(statistic)] = float(values[-SMOOTHING:].mean())
+    return found
+
+
+def _is_loss(key: str) -> bool:
+    return "loss" in key.rsplit("/")[-1]
+
+
+def _is_score(key: str) -> bool:
+    return key.rsplit("/")[-1].startswith("mIoU")
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -74,7 +74,8 @@ def write_report(
                 embedded = spread(labelled, EMBEDDED_IMAGES)
                 write("tsne.png", lambda: _draw_scales(cfg, model, mapper, embedded, metadata))
         if confusion is not None:
-            write("confusion.png", lambda: draw_confusion(confusion, metadata.stuff_classes))
+            ignore_label = get_ignore_label(metadata)
+            write("confusion.png", lambda: draw_confusion(confusion, metadata.stuff_classes, ignore_label))
     metrics = os.path.join(folder, "metrics.json")
     if os.path.isfile(metrics):
         write("curves.png", lambda: draw_curves(read_metrics(metrics)))

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -75,3 +75,8 @@ def legend_column_width(names: Iterable[str]) -> float:
 def farthest_color(colors: np.ndarray) -> tuple[int, int, int]:
     """Choose the colour of SIGNALS whose nearest neighbour among the given colours (K, 3) is farthest away."""
     return max(SIGNALS, key=lambda signal: np.linalg.norm(np.asarray(colors, float) - signal, axis=1).min())
+
+
+def rgb(color: Sequence[int]) -> str:
+    """A colour (3,) from 0 to 255 as CSS writes it."""
+    return f"rgb({', '.join(str(int(value)) for value in color)})"

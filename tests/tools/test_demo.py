@@ -15,15 +15,15 @@ def calls(monkeypatch):
     return commands, codes
 
 
-def test_trains_both_and_compares_them(calls, tmp_path):
+def test_trains_both_and_reports_on_them(calls, tmp_path):
     commands, codes = calls
     codes += [0, 3]
     assert main(["--output", str(tmp_path), "SOLVER.MAX_ITER", "4"]) == 3
-    train, compare = commands
+    train, report = commands
     assert train[1:3] == ["-m", "d2_contrast.ablate"] and train[-2:] == ["SOLVER.MAX_ITER", "4"]
-    assert compare[1:3] == ["-m", "d2_contrast.compare"]
-    assert compare[5:8] == ["--names", "cross entropy", "with the losses"]
-    baseline, run = (Path(folder) for folder in compare[3:5])
+    assert report[1:3] == ["-m", "d2_contrast.report"]
+    baseline, run = (Path(folder) for folder in report[3:5])
+    assert report[5:] == ["--names", "cross entropy", "with the losses", "--output", str(tmp_path)]
     assert baseline.parent == run.parent == tmp_path
     assert baseline.name.startswith("cross-entropy_seed1_") and run.name.startswith("with-the-losses_seed1_")
 

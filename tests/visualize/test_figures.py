@@ -10,15 +10,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from d2_contrast.data.classes import distinct_colors
-from d2_contrast.evaluation import LabelledVectors
+from d2_contrast.evaluation import Calibration, LabelledVectors, summarize_confusion
 from d2_contrast.visualize import (
     Sample,
     draw_anchors,
+    draw_calibration,
     draw_confusion,
     draw_curves,
     draw_embeddings,
     draw_joint_embeddings,
     draw_predictions,
+    draw_shared_curves,
     read_metrics,
 )
 from d2_contrast.visualize.style import SIGNALS, farthest_color, figure, plain
@@ -188,6 +190,19 @@ class TestConfusion:
         assert all(a.y0 >= b.y1 - 1 for a, b in zip(labels, labels[1:])), "class names overlap"
         assert max(fig.get_size_inches()) < 30
 
+    @pytest.mark.parametrize("ignore_label", [255, 3])
+    def test_iou_beside_the_rows(self, ignore_label):
+        matrix = np.random.default_rng(0).integers(0, 100, (12, 12))
+        matrix[3] = 0
+        ax = draw_confusion(matrix, NAMES, ignore_label).axes[0]
+        (bars,) = ax.child_axes
+        ignored = ignore_label if ignore_label < 12 else None
+        results = summarize_confusion(matrix, NAMES, ignored_class=ignored)
+        widths = [bar.get_width() for bar in bars.patches]
+        assert widths == pytest.approx([np.nan_to_num(results[f"IoU-{name}"]) for name in NAMES])
+        assert len(bars.texts) == 12 - (ignored is not None)
+        assert bars.get_ylim() == ax.get_ylim()
+
     def test_numbers_only_where_they_fit(self):
         assert len(draw_confusion(np.eye(12), NAMES).axes[0].texts) == 12
         assert not draw_confusion(np.eye(150), [str(i) for i in range(150)]).axes[0].texts
@@ -232,6 +247,45 @@ class TestCurves:
             "no evaluation was logged",
             "no learning rate was logged",
         ]
+
+
+class TestSharedCurves:
+    steps = np.arange(0, 100, 10)
+
+    def test_a_line_for_each_run(self):
+        def metrics(level):
+            return {
+                "total_loss": (self.steps, np.full(10, level)),
+                "loss_sem_seg": (self.steps, np.full(10, level)),
+                "sem_seg/mIoU": (self.steps[:3], np.full(3, 10 * level)),
+                "lr": (self.steps, np.full(10, level)),
+            }
+
+        runs = {"one": metrics(1.0), "_other_": {**metrics(2.0), "loss_contrast_p2": (self.steps, self.steps / 1.0)}}
+        fig = draw_shared_curves(runs)
+        assert [ax.get_title() for ax in fig.axes] == ["loss_sem_seg", "mIoU"]
+        assert [line.get_ydata()[0] for line in fig.axes[1].lines] == [10, 20]
+        texts = legend_texts(fig.legends[0])
+        assert len(texts) == 2 and texts[1].endswith("_other_")
+        check_no_overlap(fig)
+
+    def test_nothing_in_common(self):
+        once = (self.steps[:1], np.ones(1))
+        assert draw_shared_curves({"a": {"sem_seg/mIoU": once}, "b": {"sem_seg/mIoU": once}}) is None
+        assert draw_shared_curves({"a": {"loss_a": (self.steps, self.steps)}, "b": {}}) is None
+
+
+class TestCalibration:
+    @pytest.mark.parametrize("count", [1, 2, 4])
+    def test_bars(self, count):
+        calibration = Calibration()
+        calibration.add(np.array([0.9, 0.9, 0.5, 0.99]), np.array([True, False, True, True]))
+        fig = draw_calibration({f"run $ {i}": calibration for i in range(count)})
+        above, below = fig.axes[0], next(ax for ax in fig.axes if ax.get_xlabel())
+        assert [bar.get_height() for bar in above.patches] == pytest.approx(np.nan_to_num(100 * calibration.accuracy))
+        assert sum(bar.get_height() for bar in below.patches) == pytest.approx(100)
+        assert above.get_title() == f"run $ 0\nECE {calibration.ece:.2f} %"
+        check_no_overlap(fig)
 
 
 class TestAnchors:
