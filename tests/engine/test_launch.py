@@ -88,7 +88,7 @@ def test_torchruns_processes_do_so_too(device, backend, monkeypatch):
     class Chosen(Exception):
         pass
 
-    def choose(backend):
+    def choose(backend, timeout):
         raise Chosen(backend)
 
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
