@@ -271,7 +271,5 @@ def _build_memories(cfg: CfgNode) -> dict[str, ContrastMemory]:
     memory, dim = contrast.MEMORY, contrast.EMBEDDING_DIM
     if memory.METHOD == _AVERAGES:
         return {name: AverageMemory(num_classes, dim, memory.REGIONS) for name in contrast.IN_FEATURES}
-    if memory.METHOD not in _MEMORIES:
-        raise ValueError(f"MEMORY.METHOD must be one of {[*_MEMORIES, _AVERAGES]}, got {memory.METHOD!r}")
     sizes = {kind: memory[kind.upper()] for kind in _MEMORIES[memory.METHOD]}
     return {name: MinedMemory(num_classes, dim, sizes) for name in contrast.IN_FEATURES} if sizes else {}

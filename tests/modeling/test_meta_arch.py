@@ -170,9 +170,9 @@ def test_a_memory_looks_at_what_the_head_predicts():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("METHOD", "queue", r"MODEL.CONTRAST.MEMORY.METHOD must be one of \['', 'pixels', .*'averages'\], got 'queue'"),
-        ("PIXELS", 0, "MODEL.CONTRAST.MEMORY.PIXELS must be at least 1 vector of each class, got 0"),
-        ("REGIONS", -1, "MODEL.CONTRAST.MEMORY.REGIONS must be at least 1 vector of each class, got -1"),
+        ("METHOD", "queue", r"MODEL.CONTRAST.MEMORY.METHOD is 'queue': expected '', 'pixels', .* or 'averages'"),
+        ("PIXELS", 0, "MODEL.CONTRAST.MEMORY.PIXELS is 0: expected a whole number of at least 1"),
+        ("REGIONS", -1, "MODEL.CONTRAST.MEMORY.REGIONS is -1: expected a whole number of at least 1"),
     ],
 )
 def test_contradictory_memories(key, value, message):
@@ -242,7 +242,7 @@ def test_gradients_are_logged_at_their_period():
 def test_balances_that_are_refused():
     with pytest.raises(ValueError, match=r"MODEL.CONTRAST.BALANCE compares .*IN_FEATURES has none of \['p2', 'p3'"):
         small_model(UPER, MODEL__CONTRAST__BALANCE__SHARE=0.1)
-    with pytest.raises(ValueError, match="MODEL.CONTRAST.BALANCE.SHARE must be at least 0, got -1.0"):
+    with pytest.raises(ValueError, match="MODEL.CONTRAST.BALANCE.SHARE is -1.0: expected a number of at least 0"):
         small_model(PYRAMID, MODEL__CONTRAST__BALANCE__SHARE=-1.0)
 
 
