@@ -210,8 +210,8 @@ def _add_contrast(cfg: CN) -> None:
     cfg.MODEL.CONTRAST.BALANCE.SHARE = 0.0
     # Where the gradient of these losses points against that of the pixel losses, leave out its part along that one.
     cfg.MODEL.CONTRAST.BALANCE.REMOVE_CONFLICT = False
-    # Log the norms of both gradients, as the weights make them, their ratio and their cosine every so many iterations;
-    # 0: never.
+    # Log the norms of both gradients, as the weights make them, their ratio and their cosine. Iterations between two
+    # logs; 0: never.
     cfg.MODEL.CONTRAST.BALANCE.LOG_PERIOD = 0
     cfg.MODEL.CONTRAST.TEMPERATURE = 0.1
     # Let GPUs that can compute the matrix products of the losses in TF32: faster, but exponentials of scores are off by
@@ -249,7 +249,7 @@ def _add_contrast(cfg: CN) -> None:
     cfg.MODEL.CONTRAST.MEMORY.PIXELS = 10000
     # Means of regions that are kept of each class. In the papers one for each training image.
     cfg.MODEL.CONTRAST.MEMORY.REGIONS = 1000
-    # Numbers of anchors and mean similarities of each scale are logged every so many iterations; 0: never.
+    # Iterations between two logs of the numbers of anchors and mean similarities of each scale; 0: never.
     cfg.MODEL.CONTRAST.LOG_PERIOD = 20
 
 
@@ -328,7 +328,8 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.PIXEL_LOSS.AUX_NAME = ""
     # CrossEntropy and OHEM: one weight per class, or [] for equal weights.
     cfg.MODEL.PIXEL_LOSS.CLASS_WEIGHTS = []
-    # OHEM counts the pixels whose class has a lower probability than this, and at least so many in all, per process.
+    # OHEM counts the pixels whose class has a lower probability than THRESHOLD, and in any case the MIN_KEPT hardest
+    # pixels of each process.
     cfg.MODEL.PIXEL_LOSS.OHEM_THRESHOLD = 0.9
     cfg.MODEL.PIXEL_LOSS.OHEM_MIN_KEPT = 131072
     # RMI: weight of the mutual information beside the cross entropy, which has the rest of 1; factor by which maps are
@@ -375,7 +376,7 @@ def _add_input(cfg: CN) -> None:
     # place, and the end of the run lists what was skipped.
     cfg.DATALOADER.ON_ERROR = "raise"
     # DATALOADER.SAMPLER_TRAIN "RepeatFactorTrainingSampler" repeats images with classes that are in a smaller share of
-    # the images than REPEAT_THRESHOLD; it goes by the label maps.
+    # the images than REPEAT_THRESHOLD, counted in the label maps.
 
 
 def _add_solver(cfg: CN) -> None:
@@ -389,8 +390,8 @@ def _add_solver(cfg: CN) -> None:
     # Most images of a batch that a process takes; 0: any number. Where there are too few processes for IMS_PER_BATCH,
     # batches are split and ACCUMULATION_STEPS grows, so that a step keeps its images.
     cfg.SOLVER.MAX_IMS_PER_PROCESS = 0
-    # Of the checkpoints of every CHECKPOINT_PERIOD iterations keep the newest so many, 2 or more; 0 keeps all. That of
-    # the end, model_final.pth, is kept besides.
+    # Number of newest checkpoints that are kept of those of every CHECKPOINT_PERIOD iterations: 2 or more; 0 keeps
+    # all. The checkpoint of the end, model_final.pth, is kept in any case.
     cfg.SOLVER.MAX_TO_KEEP = 3
     # For AMP.ENABLED: "float16" (with loss scaling) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
@@ -414,7 +415,7 @@ def _add_test(cfg: CN) -> None:
     # model_best.safetensors holds the weights with the highest such metric on the first test dataset: "mIoU",
     # "mIoU-<group>", "IoU-<class>", or another one of sem_seg_results.json.
     cfg.TEST.BEST_METRIC = "mIoU"
-    # Evaluate in mixed precision, of the dtype SOLVER.AMP.DTYPE; scores are float32 all the same.
+    # Evaluate in mixed precision, of the dtype SOLVER.AMP.DTYPE. Scores are float32 in any case.
     cfg.TEST.AMP = CN()
     cfg.TEST.AMP.ENABLED = False
     # Scores of an image that are averaged over windows or views stay on the GPU up to this many GiB; larger ones go to

@@ -539,7 +539,7 @@ UNUSED = (
 def check_config(cfg: CfgNode) -> None:
     """Check the values of a config, and how they fit together.
 
-    Keys without an entry in RANGES pass: they are those of UNUSED, or of whoever extends the config.
+    Keys without an entry in RANGES pass: they are in UNUSED, or another project added them.
 
     Raises:
         ValueError: a value is out of range or contradicts another; the message names the keys, their values and what is

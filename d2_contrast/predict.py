@@ -83,7 +83,7 @@ def predict(args: Namespace) -> int:
 
     Raises:
         OSError: there is no input, no such weights, or a result cannot be written.
-        KeyError, ValueError: an option, the config or the weights make no sense, or the output folder is in use.
+        KeyError, ValueError: an option, the config or the weights are invalid, or the output folder is in use.
     """
     from .prediction.sources import find_sources
 

@@ -244,7 +244,7 @@ class Runner:
                 continue
             self._pending.remove(run)
             attempt = read_attempt(folder)
-            if self.store.record(self.spec_name, run) is not None:  # another process has finished it meanwhile
+            if self.store.record(self.spec_name, run) is not None:  # another process has finished it
                 self.finished += 1
             elif attempt.get("outcome") == "failed" and attempt["ended"] > self._started:
                 self._fail(run, f"failed under {attempt['by']}", 0)
@@ -311,7 +311,7 @@ class Runner:
         attempt["ended"] = time.time()
         write_json(folder / ATTEMPT_FILE, attempt)  # before the record, which reads it
         record = self.store.record(self.spec_name, run)
-        if record is not None:  # whatever has happened after the last evaluation
+        if record is not None:  # even if something failed after the last evaluation
             outcome = "finished"
             self.finished += 1
             wall = time.monotonic() - job.started

@@ -338,7 +338,7 @@ def _image_json(image: SeenImage) -> dict:
 
 
 def _confused(comparison: Comparison) -> list[dict]:
-    """Pairs of classes, those first of which a run takes the largest share of the one's pixels for the other."""
+    """Pairs (class, predicted class), the pair with the largest share of the class's pixels first."""
     classes = list(comparison.shares)
     counts = np.stack([comparison.confusions[name] for name in comparison.names]).astype(float)
     shares = 100 * counts / np.maximum(counts.sum(2, keepdims=True), 1)

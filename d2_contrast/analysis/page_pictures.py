@@ -22,7 +22,7 @@ SHADES = (255 * matplotlib.colormaps["cividis"](np.linspace(0, 1, 32))[:, :3]).r
 # Ignored areas are striped: no class and no shade looks like this.
 STRIPES = np.array([[118, 118, 118], [170, 170, 170]], np.uint8)
 
-# Gives the bytes and the type of a picture whose longest side is at most so many pixels.
+# (largest side in pixels) -> (bytes, type) of a picture.
 Encoder = Callable[[int], tuple[bytes, str]]
 
 

@@ -32,7 +32,7 @@ class GradientBalance:
         Args:
             share: rho; 0 leaves the gradient of the contrastive losses at their weights, s = 1.
             remove_conflict: where both point against each other, leave out the part of g_contrast along g_seg first (as
-                in PCGrad, Yu et al., NeurIPS 2020, but for the contrastive side alone).
+                in PCGrad, Yu et al., NeurIPS 2020, on the contrastive side only).
 
         Raises:
             ValueError: share is below 0.
@@ -128,7 +128,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _add(x: Tensor | None, y: Tensor | None, factor: Tensor | None = None) -> Tensor | None:
-    """The sum of x and factor times y; None stands for zeros, but for a factor of 1."""
+    """The sum of x and factor times y. A tensor that is None stands for zeros; a factor that is None is 1."""
     if y is None:
         return x
     if factor is not None:

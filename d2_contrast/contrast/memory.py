@@ -145,10 +145,10 @@ class MinedMemory(ContrastMemory):
             dim: D of the embeddings.
             sizes: vectors of each class that are kept, of "pixels", "regions" or both. The paper keeps ten pixels and
                 one region for each training image.
-            positives: at most so many positives of an anchor are drawn,
-            negatives: and so many negatives,
+            positives: largest number of positives that are drawn for an anchor,
+            negatives: and of negatives,
             hardest: from this share, the hardest ones.
-            pixels_per_image: at most so many pixels of each class in an image are stored.
+            pixels_per_image: largest number of pixels of a class in an image that are stored.
 
         Raises:
             ValueError: a kind is unknown, or a number is out of range.
@@ -285,7 +285,7 @@ def _average(positions: Tensor, members: Tensor, project: Project | None = None)
 
     Args:
         positions: (N, P, C), vectors of the positions of each image.
-        members: (N, classes, P), weights; those of a position are 0 but for its class.
+        members: (N, classes, P), weights; those of a position are 0 except for its class.
         project: maps means (G, C) to embeddings (G, D).
     """
     with torch.autocast(positions.device.type, enabled=False):

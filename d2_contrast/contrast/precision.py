@@ -10,7 +10,7 @@ __all__ = ["float32_products"]
 
 @contextmanager
 def float32_products(tf32: bool = False) -> Iterator[None]:
-    """Compute products of float32 in full precision, or with tf32 on a GPU in TF32, whatever torch is set to."""
+    """Compute products of float32 in full precision, or with tf32 on a GPU in TF32. torch's settings have no effect."""
     gpu = torch.backends.cuda.matmul
     if not hasattr(gpu, "fp32_precision"):  # torch < 2.9
         before = torch.get_float32_matmul_precision()

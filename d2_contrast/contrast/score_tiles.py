@@ -217,7 +217,7 @@ def _longest(runs: list[Run]) -> int:
 
 
 def cut_evenly(count: int, most: int) -> list[tuple[int, int]]:
-    """Cut so many anchors into equal parts, from first to last; a part may be half as large again as is asked for.
+    """Cut a number of anchors into equal parts, from first to last. A part may be 1.5 times as large as asked for.
 
     So a class that is a little too large stays whole: two parts would make four tiles of one.
     """

@@ -82,7 +82,7 @@ def check_dataset(name: str) -> DatasetCheck:
 
     Raises:
         KeyError: there is no such dataset.
-        OSError, ValueError: it cannot be loaded, or what describes it makes no sense.
+        OSError, ValueError: it cannot be loaded, or its metadata is invalid.
     """
     samples = load_dicts(name)
     metadata = MetadataCatalog.get(name)

@@ -55,7 +55,7 @@ class Classes:
         """The classes of a dataset.
 
         Raises:
-            ValueError: its metadata make no sense, see :func:`~.metadata.check_metadata`.
+            ValueError: its metadata is invalid, see :func:`~.metadata.check_metadata`.
         """
         check_metadata(metadata)
         count = len(metadata.stuff_classes)

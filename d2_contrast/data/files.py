@@ -163,7 +163,7 @@ def _find_altered_chunk(png: bytes) -> str:
 
 
 def _unreadable(data: bytes, file_name: str, what: str, reason: object) -> OSError:
-    """The error for a broken file, which Pillow reports through whatever goes wrong in its parsers."""
+    """The error for a broken file. Pillow's parsers raise many kinds of exceptions for one."""
     reason = str(reason) or type(reason).__name__
     return OSError(
         f"{file_name}: cannot read this {what} ({len(data)} bytes), it is truncated or not an image: {reason}"
@@ -250,5 +250,5 @@ def _decode_matlab(data: bytes, file_name: str) -> np.ndarray:
         return loadmat(io.BytesIO(data))["LabelMap"]
     except KeyError as e:
         raise ValueError(f"{file_name}: this MATLAB file has no variable LabelMap") from e
-    except Exception as e:  # SciPy lets whatever goes wrong in its parser through
+    except Exception as e:  # SciPy's parser raises many kinds
         raise OSError(f"{file_name}: cannot read this MATLAB file, it is truncated or none: {e}") from e

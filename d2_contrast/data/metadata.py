@@ -23,7 +23,7 @@ def get_ignore_label(metadata: Metadata) -> int:
     if not is_id(ignore_label):
         raise ValueError(
             f"dataset {metadata.name!r} has the ignore_label {ignore_label!r}: expected a number from 0 to {MAX_ID}; "
-            "which values of the label files mean it is said by label_encodings"
+            "label_encodings says which values of the label files mean it"
         )
     return int(ignore_label)
 

@@ -178,7 +178,7 @@ class ContrastCheckpointer(DetectionCheckpointer):
         return ""
 
     def remove_oldest(self, keep: int) -> None:
-        """Remove the oldest checkpoints of single iterations, but for the last ``keep`` written."""
+        """Remove checkpoints of single iterations, except the last ``keep`` that were written."""
         numbered = [path for path in own_checkpoints(self.save_dir) if re.search(r"\d", os.path.basename(path))]
         for path in sorted(numbered, key=os.path.getmtime, reverse=True)[keep:]:
             try:

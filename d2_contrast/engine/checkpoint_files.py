@@ -67,7 +67,7 @@ def read_torch(filename: str, *, allow_pickle: bool = False) -> object:
     """
     check_intact(filename)
     try:
-        with open(filename, "rb") as file:  # given a name, torch goes by its ending
+        with open(filename, "rb") as file:  # from a name, torch guesses the format by its ending
             return torch.load(file, map_location="cpu", weights_only=not allow_pickle)
     except Exception as error:  # torch reports broken files of its older format through many exceptions
         foreign = re.search(r"Unsupported \w+:? (?:GLOBAL )?(\S+)", str(error))

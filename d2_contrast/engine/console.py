@@ -15,7 +15,7 @@ from detectron2.utils.logger import setup_logger
 
 PACKAGE = __name__.partition(".")[0]
 LOGGERS = ("fvcore", "detectron2", "py.warnings", PACKAGE)
-# A log, which unlike a terminal keeps every line, gets one line of progress in so many seconds.
+# Seconds between two lines of progress in a log, which keeps every line.
 LOG_SECONDS = 60.0
 EVALUATED = re.compile(r"Inference done (\d+)/(\d+)\..*ETA=(\S+)")
 

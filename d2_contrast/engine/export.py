@@ -169,7 +169,7 @@ def trial_sizes(model: nn.Module, multiple: int) -> list[Size]:
 
     Args:
         model: the segmentor.
-        multiple: images are padded to multiples of so many pixels.
+        multiple: sides of images are padded to multiples of this, pixels.
     """
     side = max(multiple, 32)
     # So large that no map is a single position, or a single window of a Swin Transformer, which tracers could take for

@@ -108,7 +108,7 @@ def check_prediction(cfg: CfgNode, network: nn.Module, name: str) -> None:
 
 
 def find_missing(files: Sequence[str]) -> list[str]:
-    """The files that are not there, as far as can be looked for in SECONDS."""
+    """The files that do not exist. The search ends after SECONDS."""
     deadline = time.monotonic() + SECONDS
     with ThreadPoolExecutor(16) as pool:
         is_there = pool.map(lambda file: time.monotonic() > deadline or PathManager.isfile(file), files)

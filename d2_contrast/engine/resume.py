@@ -77,7 +77,7 @@ def describe_changes(changes: Changes, iteration: int) -> list[str]:
 
 
 def describe_inexact(before: Mapping | None, now: Mapping, cfg: CfgNode) -> list[str]:
-    """Why a run does not go on exactly as it would have gone on uninterrupted, as far as its data and processes say.
+    """Reasons in data and processes why a resumed run differs from an uninterrupted one.
 
     Args:
         before, now: what :meth:`~.trainer.Trainer.data_state` gives, of the checkpoint (None: it holds none) and here.

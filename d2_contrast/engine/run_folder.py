@@ -17,7 +17,7 @@ from .checkpoint import TAG, own_checkpoints
 LOCK = "run.lock"
 METRICS = "metrics.json"
 
-# A run on another machine shows that it is alive every so many seconds, and counts as dead after so many without.
+# Seconds between two signs of life of a run, and without one after which a run on another machine counts as dead.
 HEARTBEAT = 30
 DEAD_AFTER = 300
 

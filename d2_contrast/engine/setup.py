@@ -34,7 +34,8 @@ def setup(args: Namespace) -> CfgNode:
     """Read and check the config that ``args`` describes; see to it that its OUTPUT_DIR is free for a run and start
     logging there; seed random numbers.
 
-    Detectron2's ``default_setup``, but for the config: who uses it writes it, since a run that goes on may change it.
+    Like Detectron2's ``default_setup``, but it does not write the config: the trainer does, since a resumed run may
+    change it.
 
     Args:
         args: of :func:`d2_contrast.train.parse_arguments`, or of Detectron2's ``default_argument_parser``.
@@ -143,7 +144,7 @@ def check_datasets(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> N
 
     Raises:
         KeyError: a dataset is not registered.
-        ValueError: there is none, the metadata of one makes no sense, or one differs from the network in the number of
+        ValueError: there is none, the metadata of one is invalid, or one differs from the network in the number of
             classes or in the ignore label, or from another in the names or the order of the classes.
     """
     head = cfg.MODEL.SEM_SEG_HEAD

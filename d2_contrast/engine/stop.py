@@ -107,7 +107,7 @@ class StopRequests:
 
 
 def heeded_signals() -> list[signal.Signals]:
-    """SIGNALS but for those that are ignored, as nohup has it: they stay so."""
+    """SIGNALS, without those that are ignored, for example by nohup: these stay ignored."""
     return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 

@@ -31,7 +31,7 @@ class NonFinitePolicy:
 
     Args:
         action: "stop" at the first, or "skip" the step: weights, running statistics and moments stay as they were.
-        max_in_row: so many of them one after the other stop the run all the same.
+        max_in_row: number of skipped steps in a row that stops the run.
 
     Raises:
         ValueError: one of the two is out of range.
@@ -253,6 +253,6 @@ def find_problem(reports: list[dict]) -> tuple[str, list[int]]:
 
 
 def batch_files(batches: Iterable) -> list[str]:
-    """The image files of batches, as far as these say which they are."""
+    """The image files of batches, where the samples name them."""
     samples = [sample for batch in batches for sample in batch if isinstance(sample, Mapping)]
     return [str(sample["file_name"]) for sample in samples if "file_name" in sample]

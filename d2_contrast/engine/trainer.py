@@ -209,7 +209,7 @@ class Trainer(DefaultTrainer):
     def train(self) -> dict:
         """Train and evaluate; see DefaultTrainer.
 
-        A signal to end (SIGTERM, Ctrl-C), and whatever else ends the run early, has it save a checkpoint first.
+        The run saves a checkpoint before it ends early, after a signal (SIGTERM, Ctrl-C) or an exception.
 
         Returns:
             ``last_results``.
@@ -287,7 +287,7 @@ class Trainer(DefaultTrainer):
             logger.warning("This run ends early. %s", self._rescue(error))
             for hook in self._hooks:
                 if isinstance(hook, PeriodicWriter):
-                    with suppress(Exception):  # whatever is wrong with the disk or the run, it has been said
+                    with suppress(Exception):  # the fault itself has been reported
                         hook.after_train()
         if isinstance(error, Stopped):
             comm.synchronize()  # a process that ends before the checkpoint is written may have the others killed

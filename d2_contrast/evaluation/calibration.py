@@ -9,7 +9,7 @@ from torch import Tensor
 
 # Bins of equal width between 0 and 1, closed above: (0, 1/15], (1/15, 2/15], ...
 BINS = 15
-# Scores are turned into probabilities in bands of so many rows.
+# Number of rows whose scores are turned into probabilities at once.
 ROWS_PER_BAND = 64
 
 

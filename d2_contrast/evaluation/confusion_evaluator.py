@@ -67,7 +67,7 @@ class ConfusionEvaluator(DatasetEvaluator):
         self.confusion: np.ndarray | None = None
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping[str, Tensor]]) -> None:
-        """Count the pixels of some images, in a thread: the caller may run the network on the next image meanwhile.
+        """Count the pixels of some images in a thread, while the caller runs the network on the next image.
 
         Args:
             inputs: dicts with "file_name" and "sem_seg_file_name".

@@ -57,7 +57,7 @@ class SubmissionWriter(DatasetEvaluator):
         self._background = Background()
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping[str, Tensor]]) -> None:
-        """Write some predictions, in a thread: the caller may run the network on the next image meanwhile.
+        """Write some predictions in a thread, while the caller runs the network on the next image.
 
         Args:
             inputs: dicts with "file_name".

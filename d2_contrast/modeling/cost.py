@@ -29,7 +29,7 @@ class Inference(nn.Module):
 
 
 class Training(Inference):
-    """The same with auxiliary head and projectors: what a segmentor runs in training, but for the losses.
+    """The same with auxiliary head and projectors: what a segmentor runs in training, without the losses.
 
     Projectors are counted at all positions. A training applies their last layer to sampled positions alone, and with
     MODEL.CONTRAST.PROJECT "anchors" all of their layers.

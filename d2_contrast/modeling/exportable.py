@@ -21,7 +21,7 @@ class ExportableSegmentor(nn.Module):
     """A copy of a segmentor that maps images to logits by tensor operations alone, for inference.
 
     Attributes:
-        multiple: images are padded below and on the right to multiples of so many pixels.
+        multiple: images are padded below and on the right until their sides are multiples of this, pixels.
     """
 
     def __init__(self, model: nn.Module, argmax: bool = False):

@@ -1,4 +1,4 @@
-"""What label maps hold, whatever they mean by it: ids in one channel, or colours."""
+"""Content of label maps: ids in one channel, or colours."""
 
 import os
 from collections import Counter

@@ -37,7 +37,7 @@ _IMAGE_TYPE = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp)$", re.IGNORECASE)
 # A mask for each brush stroke, from which nothing leads to the name of the image.
 _LABEL_STUDIO = re.compile(r"task-\d+-annotation-\d+-.*tag-")
 SAYS_NOTHING = ("data", "dataset", "datasets", "export")
-HOLD_OUT = 5  # of so many images one is held out
+HOLD_OUT = 5  # one image in this many is held out
 SEED = 0
 
 
@@ -350,7 +350,7 @@ def _split_by_lists(samples: Sequence[Sample], folders: Sequence[Path], notes: l
 
 
 def _leave_out_unlabelled(samples: Sequence[Sample], notes: list[str]) -> list[Sample]:
-    """Without images that have no label map, but for a test split in which none has one."""
+    """Leave out images without a label map, except in a test split where no image has one."""
     blind = not any(sample.label for sample in samples if sample.split == "test")
     kept, missing = [], []
     for sample in samples:

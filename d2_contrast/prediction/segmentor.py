@@ -46,7 +46,7 @@ class Segmentor:
     def __init__(self, model: nn.Module, cfg: CfgNode, classes: Classes, batch: int = 4):
         """
         Raises:
-            ValueError: a value of ``cfg.TEST`` makes no sense, or ``batch`` is below 1.
+            ValueError: a value of ``cfg.TEST`` is out of range, or ``batch`` is below 1.
         """
         if batch < 1:
             raise ValueError(f"batch is {batch}: expected 1 or more")

@@ -168,7 +168,7 @@ class TimmBackbone(Backbone):
 
 
 def build_body(name: str, **options) -> tuple[nn.Module, ImageSizes]:
-    """Build a timm model that gives feature maps, for any images if timm has it so, and say which it takes.
+    """Build a timm model that gives feature maps, for images of any size if possible, and find out the sizes it takes.
 
     Raises:
         TypeError, AssertionError: the model does not know an option.
