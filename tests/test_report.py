@@ -169,6 +169,7 @@ def test_one_run(trained_twins, tmp_path):
 
 def test_three_runs(twins, tmp_path):
     third = Path(shutil.copytree(twins[1], tmp_path / "third"))
+    edit(third, lambda config: config["MODEL"]["BACKBONE"].update(PRETRAINED=True))  # loading a run turns this off
     assert main([*map(str, twins), str(third)]) == 0
     page = check((third / "report.html").read_text())
     (classes,) = (rows for caption, rows in page.tables.items() if caption.startswith("IoU of each class"))
@@ -176,6 +177,7 @@ def test_three_runs(twins, tmp_path):
     assert all(row[2] == row[3] and row[4] == row[5] for row in classes[1:])
     data = json.loads((third / "comparison" / "comparison.json").read_text())
     assert set(data["differences"]) == {"contrast", "third"}
+    assert data["settings"]["MODEL.BACKBONE.PRETRAINED"] == [False, False, True]
     assert "No images are shown" in page.text
 
 

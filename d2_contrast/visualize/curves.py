@@ -9,7 +9,7 @@ from detectron2.utils.file_io import PathManager
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .style import FONT_SIZE, LINE_COLORS, figure, plain, wrap
+from .style import FONT_SIZE, LINE_COLORS, LINE_STYLES, figure, plain, wrap
 
 logger = logging.getLogger(__name__)
 
@@ -100,24 +100,21 @@ def draw_shared_curves(runs: Mapping[str, Mapping[str, Series]]) -> Figure | Non
     lines = -(-len(shared) // columns)
     fig = figure(5.2 * columns, 2.8 * lines + 0.6)
     axes = list(fig.subplots(lines, columns, squeeze=False).flat)
-    styles = ("-", "--", "-.", ":")
-    for i, title in enumerate(runs):
-        color, style = LINE_COLORS[i % len(LINE_COLORS)], styles[i % len(styles)]
+    legend = []
+    for i, (title, metrics) in enumerate(runs.items()):
+        color, style = LINE_COLORS[i % len(LINE_COLORS)], LINE_STYLES[i % len(LINE_STYLES)]
+        legend.append(Line2D([], [], color=color, linestyle=style, label=plain(title)))
         for ax, key in zip(axes, shared):
             if _is_loss(key):
-                _draw_smoothed(ax, runs[title], key, color, style)
+                _draw_smoothed(ax, metrics, key, color, style)
             else:
-                ax.plot(*runs[title][key], color=color, linestyle=style, marker="o", markersize=3.5)
+                ax.plot(*metrics[key], color=color, linestyle=style, marker="o", markersize=3.5)
     for ax, key in zip(axes, shared):
         _prepare(ax, "loss (weighted)" if _is_loss(key) else "IoU (%)")
         ax.set_title(wrap(plain(key.replace("sem_seg/", "")), 5), fontsize=FONT_SIZE + 1)
         ax.set_xlabel("iteration", fontsize=FONT_SIZE)
     for ax in axes[len(shared) :]:
         ax.set_axis_off()
-    legend = [
-        Line2D([], [], color=LINE_COLORS[i % len(LINE_COLORS)], linestyle=styles[i % len(styles)], label=plain(title))
-        for i, title in enumerate(runs)
-    ]
     fig.legend(handles=legend, loc="outside lower center", ncols=2, fontsize=FONT_SIZE, frameon=False)
     return fig
 
@@ -200,14 +197,15 @@ def _draw(ax, series: Mapping[str, Series], ylabel: str, nothing: str, marker=""
     if not series:
         _say(ax, nothing)
         return
+    colors = LINE_COLORS[:-1]  # black is that of the total
     for i, (name, (iterations, values)) in enumerate(series.items()):
         # A line through a single point would be invisible.
         ax.plot(
             iterations,
             values,
             label=plain(name),
-            color="black" if name == "total_loss" else f"C{i % 10}",
-            linestyle="-" if i < 11 else "--",
+            color="black" if name == "total_loss" else colors[i % len(colors)],
+            linestyle=LINE_STYLES[i // len(colors) % len(LINE_STYLES)],
             linewidth=1.3,
             marker=marker or ("o" if len(values) == 1 else ""),
             markersize=3.5,

@@ -19,6 +19,7 @@ MAX_LETTERS = 60
 SIGNALS = ((255, 0, 255), (255, 0, 0), (255, 0, 110), (255, 110, 0), (0, 170, 190))
 # Distinct for colour-blind eyes, too (Okabe & Ito), RGB from 0 to 1.
 LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+LINE_STYLES = ("-", "--", "-.", ":")
 # One marker for each scale of a network.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
