@@ -252,7 +252,7 @@ RANGES: dict[str, Range] = {
     "PROCESS_GROUP_TIMEOUT": Number(above=0, most=10**7),
     **_section(
         "MODEL",
-        DEVICE=Text("a device such as 'cpu', 'cuda' or 'cuda:1'", r"cpu|mps|(cuda|xpu)(:\d{1,3})?"),
+        DEVICE=Text("a device such as 'cpu', 'cuda' or 'cuda:1'", r"cpu|mps|meta|(cuda|xpu|hpu|npu)(:\d{1,3})?"),
         META_ARCHITECTURE=NAME,
         WEIGHTS=Text("the name of a file", empty=True),
         WEIGHTS_ALLOW_PICKLE=FLAG,
