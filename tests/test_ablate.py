@@ -19,8 +19,8 @@ seeds: [1, 2]
 baseline: plain
 overrides: {SOLVER.MAX_ITER: 4}
 rows:
-  - {name: plain, config: "CONFIG", overrides: {SOLVER.GAMMA: 0.0}}
-  - {name: ours, config: "CONFIG", overrides: {SOLVER.GAMMA: 0.5}}
+  - {name: plain, config: "CONFIG", overrides: {SOLVER.MOMENTUM: 0.0}}
+  - {name: ours, config: "CONFIG", overrides: {SOLVER.MOMENTUM: 0.5}}
 """
 
 

@@ -47,7 +47,9 @@ def run(python, *arguments, cwd, **variables):
 
 def test_wheel_holds_every_module_and_config(wheel, pytestconfig):
     root = pytestconfig.rootpath
-    expected = {f.relative_to(root).as_posix() for f in (root / "d2_contrast").rglob("*.py")} | {"d2_contrast/py.typed"}
+    package = root / "d2_contrast"
+    expected = {f.relative_to(root).as_posix() for kind in ("*.py", "*.html") for f in package.rglob(kind)}
+    expected.add("d2_contrast/py.typed")
     configs = {f"d2_contrast/{f.relative_to(root).as_posix()}" for f in (root / "configs").rglob("*.yaml")}
     assert len(configs) > 70
     with zipfile.ZipFile(wheel) as archive:

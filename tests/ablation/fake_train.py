@@ -44,4 +44,4 @@ for iteration in range(start, total):
     if iteration + 1 < total:
         last.write_text(str(iteration + 1))
         evaluate(iteration, 1.0)  # an evaluation on the way, which is no result
-evaluate(total, 50.0 + int(options["SEED"]) + 10 * float(options["SOLVER.GAMMA"]))
+evaluate(total, 50.0 + int(options["SEED"]) + 10 * float(options["SOLVER.MOMENTUM"]))

@@ -21,8 +21,8 @@ TWO_ROWS = """
     baseline: plain
     overrides: {SOLVER.MAX_ITER: 6}
     rows:
-      - {name: plain, config: "{config}", overrides: {SOLVER.GAMMA: 0.0}}
-      - {name: ours, config: "{config}", overrides: {SOLVER.GAMMA: 0.5}}
+      - {name: plain, config: "{config}", overrides: {SOLVER.MOMENTUM: 0.0}}
+      - {name: ours, config: "{config}", overrides: {SOLVER.MOMENTUM: 0.5}}
     """
 
 

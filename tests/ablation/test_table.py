@@ -25,9 +25,9 @@ SPEC = """
     baseline: plain
     rows:
       - {name: plain, config: "{config}"}
-      - {name: ours, config: "{config}", overrides: {SOLVER.GAMMA: 0.5}}
-      - {name: a|b_%, config: "{config}", overrides: {SOLVER.GAMMA: 0.6}}
-      - {name: missing, config: "{config}", overrides: {SOLVER.GAMMA: 0.7}}
+      - {name: ours, config: "{config}", overrides: {SOLVER.MOMENTUM: 0.5}}
+      - {name: a|b_%, config: "{config}", overrides: {SOLVER.MOMENTUM: 0.6}}
+      - {name: missing, config: "{config}", overrides: {SOLVER.MOMENTUM: 0.7}}
     """
 
 
@@ -127,8 +127,8 @@ def test_baselines_of_rows_are_named(write_spec, store, write_records):
             seeds: [1, 2, 3]
             rows:
               - {name: plain, config: "{config}"}
-              - {name: ours, config: "{config}", overrides: {SOLVER.GAMMA: 0.5}, baseline: plain}
-              - {name: a|b_%, config: "{config}", overrides: {SOLVER.GAMMA: 0.6}, baseline: ours}
+              - {name: ours, config: "{config}", overrides: {SOLVER.MOMENTUM: 0.5}, baseline: plain}
+              - {name: a|b_%, config: "{config}", overrides: {SOLVER.MOMENTUM: 0.6}, baseline: ours}
             """)
     )
     write_records(spec)
