@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from scipy.io import savemat
 from tiny_models import small_model
 
+from d2_contrast.data.albumentations_pipeline import AlbumentationsPipeline
 from d2_contrast.data.files import read_raw_label
 from d2_contrast.engine.export import export_network
 from d2_contrast.evaluation import CityscapesEvaluator, ConfusionEvaluator, build_evaluator
@@ -77,6 +78,12 @@ def test_pictures_and_measures_need_an_extra(uninstall, package, user):
     uninstall(package, users=[name for name in sys.modules if name.startswith(names)])
     with pytest.raises(MissingExtraError, match=rf"^{package} .*d2_contrast\[visualize\]"):
         import_module(f"d2_contrast.{user}")
+
+
+def test_albumentations_needs_an_extra(uninstall):
+    uninstall("albumentations")
+    with pytest.raises(MissingExtraError, match=r"^albumentations .*d2_contrast\[albumentations\]"):
+        AlbumentationsPipeline("any.yaml")
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])

@@ -8,6 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from PIL import Image, ImageFilter
 
+from .albumentations_pipeline import AlbumentationsPipeline
+
 
 class ResizeCropTransform(T.Transform):
     """Resize a picture and cut a window out of the result, computing the window only.
@@ -229,4 +231,6 @@ def build_train_augmentation(cfg: CfgNode, ignore_label: int) -> list[T.Augmenta
         )
     if cfg.BLUR.PROB > 0:
         augmentations.append(RandomBlur(cfg.BLUR.PROB, tuple(cfg.BLUR.RADIUS)))
+    if cfg.ALBUMENTATIONS:
+        augmentations.append(AlbumentationsPipeline(cfg.ALBUMENTATIONS, ignore_label, cfg.FORMAT))
     return augmentations

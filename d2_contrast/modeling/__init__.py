@@ -2,7 +2,15 @@
 
 from .. import _detectron2  # noqa: F401 (a check, so it comes first)
 from . import backbone, heads
-from .meta_arch import ContrastiveSegmentor
-from .pixel_losses import PIXEL_LOSS_REGISTRY, build_pixel_loss
+from .meta_arch import ContrastiveSegmentor, build_contrast
+from .pixel_losses import PIXEL_LOSS_REGISTRY, ValidPixels, build_pixel_loss
 
-__all__ = ["PIXEL_LOSS_REGISTRY", "ContrastiveSegmentor", "backbone", "build_pixel_loss", "heads"]
+__all__ = [
+    "PIXEL_LOSS_REGISTRY",
+    "ContrastiveSegmentor",
+    "ValidPixels",
+    "backbone",
+    "build_contrast",
+    "build_pixel_loss",
+    "heads",
+]

@@ -234,6 +234,33 @@ class RMI(nn.Module):
         return regions - regions.mean(dim=-1, keepdim=True)
 
 
+class ValidPixels(nn.Module):
+    """Any loss, of the pixels that count alone: for losses that know no ignore label.
+
+    The loss sees these pixels of the whole batch as one image of one row, so it must not look at where a pixel is.
+    """
+
+    def __init__(self, loss: nn.Module, ignore_label: int = 255, target_channel: bool = False):
+        """
+        Args:
+            loss: called with logits (1, K, P) and targets (1, P), gives a scalar.
+            ignore_label: target of the pixels left out.
+            target_channel: give targets as (1, 1, P), which losses of MONAI expect.
+        """
+        super().__init__()
+        self.loss = loss
+        self.ignore_label = ignore_label
+        self.target_channel = target_channel
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        valid = _valid(targets, self.ignore_label)
+        pixels = logits.float().movedim(1, 0)[:, valid][None]
+        if not pixels.numel():
+            return logits.float().sum() * 0.0
+        labels = targets[valid][None]
+        return self.loss(pixels, labels[:, None] if self.target_channel else labels)
+
+
 def _valid(targets: Tensor, ignore_label: int) -> Tensor:
     """Mask of the pixels that count: those of a class."""
     return (targets >= 0) & (targets != ignore_label)
