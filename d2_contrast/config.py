@@ -369,8 +369,8 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.BLUR = CN()
     cfg.INPUT.BLUR.PROB = 0.0
     cfg.INPUT.BLUR.RADIUS = [3, 6]
-    # File of a pipeline of Albumentations, which `albumentations.save` has written in yaml or json: applied to image and
-    # label map in training, after all of the above and flips; "": none. Needs the extra albumentations.
+    # File that holds a pipeline of Albumentations, as `albumentations.save` writes it in yaml or json: applied to image
+    # and label map in training, after all other augmentation; "": none. Needs the extra albumentations.
     cfg.INPUT.ALBUMENTATIONS = ""
 
     # Datasets that are folders of images and label maps: a list of dicts, see d2_contrast/data/datasets/folders.py.

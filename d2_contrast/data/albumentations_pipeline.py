@@ -20,8 +20,8 @@ HOW_TO_WRITE = 'write it with albumentations.save(pipeline, file, data_format="y
 class AlbumentationsPipeline(T.Augmentation):
     """A pipeline of Albumentations, for image and label map together.
 
-    Its random numbers come from NumPy's generator, as those of other augmentations do. The transform that a call returns
-    does nothing: boxes and the like are not moved.
+    Its random numbers come from NumPy's generator, as those of other augmentations do. The transform that a call
+    returns does nothing: boxes and the like are not moved.
     """
 
     def __init__(self, file: str, ignore_label: int = 255, image_format: str = "RGB"):
@@ -73,8 +73,8 @@ class AlbumentationsPipeline(T.Augmentation):
         new_image, new_mask = out["image"], out["mask"]
         if not isinstance(new_image, np.ndarray) or new_image.dtype != np.uint8 or new_image.ndim != image.ndim:
             raise ValueError(
-                f"{KEY} {self.file} makes {_kind(new_image)} of an image: expected an array of uint8, without Normalize, "
-                "ToFloat or ToTensorV2, since the network normalises by MODEL.PIXEL_MEAN and PIXEL_STD"
+                f"{KEY} {self.file} makes {_kind(new_image)} of an image: expected an array of uint8, without "
+                "Normalize, ToFloat or ToTensorV2, since the network normalises by MODEL.PIXEL_MEAN and PIXEL_STD"
             )
         if new_mask.shape != new_image.shape[:2]:
             raise ValueError(

@@ -243,9 +243,9 @@ class ValidPixels(nn.Module):
     def __init__(self, loss: nn.Module, ignore_label: int = 255, target_channel: bool = False):
         """
         Args:
-            loss: called with logits (1, K, P) and targets (1, P), gives a scalar.
+            loss: called with logits (1, K, 1, P) and targets (1, 1, P), gives a scalar.
             ignore_label: target of the pixels left out.
-            target_channel: give targets as (1, 1, P), which losses of MONAI expect.
+            target_channel: give targets as (1, 1, 1, P), with a channel as losses of MONAI expect it.
         """
         super().__init__()
         self.loss = loss
@@ -254,11 +254,11 @@ class ValidPixels(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         valid = _valid(targets, self.ignore_label)
-        pixels = logits.float().movedim(1, 0)[:, valid][None]
-        if not pixels.numel():
+        row = logits.float().movedim(1, 0)[:, valid][None, :, None]
+        if not row.numel():
             return logits.float().sum() * 0.0
-        labels = targets[valid][None]
-        return self.loss(pixels, labels[:, None] if self.target_channel else labels)
+        labels = targets[valid][None, None]
+        return self.loss(row, labels[:, None] if self.target_channel else labels)
 
 
 def _valid(targets: Tensor, ignore_label: int) -> Tensor:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from d2_contrast.config import default_config
-from d2_contrast.modeling.pixel_losses import OHEM, RMI, CrossEntropy, LovaszSoftmax, build_pixel_loss
+from d2_contrast.modeling.pixel_losses import OHEM, RMI, CrossEntropy, LovaszSoftmax, ValidPixels, build_pixel_loss
 
 K, IGNORE = 4, 255
 LOSSES = {
@@ -17,6 +18,7 @@ LOSSES = {
     "OHEM": lambda: OHEM(num_classes=K, threshold=0.4, min_kept=30),
     "LovaszSoftmax": lambda: LovaszSoftmax(),
     "RMI": lambda: RMI(num_classes=K, stride=2),
+    "ValidPixels": lambda: ValidPixels(nn.CrossEntropyLoss()),
 }
 
 
@@ -182,6 +184,26 @@ def test_rmi_rewards_structure_that_agrees():
     right = torch.stack([1 - targets, targets], dim=1).float() * 4 - 2
     information = RMI(num_classes=2, weight=1.0, stride=1)
     assert information(right, targets) < information(right[:, :, :, torch.randperm(32)], targets) - 0.1
+
+
+@pytest.mark.parametrize("target_channel", [False, True])
+def test_valid_pixels_hides_the_others(target_channel):
+    """A loss that knows no ignore label sees each pixel that counts once, in the order of the targets."""
+
+    class Largest(nn.Module):
+        def forward(self, logits, targets):
+            assert logits.shape[0] == targets.shape[0] == 1 and targets.ndim == logits.ndim - 1 + target_channel
+            seen.append((logits.detach().flatten(2)[0].mT.numpy(), targets.flatten().numpy()))
+            return logits.amax()
+
+    seen = []
+    logits, targets = sample()
+    value = ValidPixels(Largest(), IGNORE, target_channel)(logits, targets)
+    probabilities, classes = pixels(logits, targets)
+    z = seen[0][0].astype(float)
+    np.testing.assert_allclose(np.exp(z) / np.exp(z).sum(1, keepdims=True), probabilities)
+    np.testing.assert_array_equal(seen[0][1], classes)
+    assert value.item() == pytest.approx(z.max())
 
 
 @pytest.mark.parametrize("name", LOSSES)
