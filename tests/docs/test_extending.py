@@ -316,7 +316,7 @@ class StandInLightningModule(torch.nn.Module):
     global_step = 0
 
     def log_dict(self, metrics):
-        self.logged = {name: float(value) for name, value in metrics.items()}
+        self.logged = {name: value.item() for name, value in metrics.items()}
 
 
 class StandInTrainer:
