@@ -403,6 +403,7 @@ RANGES: dict[str, Range] = {
         SCALE_RANGE=FACTORS,
         ASPECT_RANGE=FACTORS,
         RANDOM_FLIP=Choice("horizontal", "vertical", "none"),
+        ALBUMENTATIONS=Text("the name of a file", empty=True),
     ),
     **_section(
         "INPUT.CROP",

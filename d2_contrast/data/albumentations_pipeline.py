@@ -71,10 +71,15 @@ class AlbumentationsPipeline(T.Augmentation):
                 f"(height x width): {_in_one_line(error)}"
             ) from error
         new_image, new_mask = out["image"], out["mask"]
-        if not isinstance(new_image, np.ndarray) or new_image.dtype != np.uint8 or new_image.ndim != image.ndim:
+        if (
+            not isinstance(new_image, np.ndarray)
+            or new_image.dtype != np.uint8
+            or new_image.shape[2:] != image.shape[2:]
+        ):
             raise ValueError(
-                f"{KEY} {self.file} makes {_kind(new_image)} of an image: expected an array of uint8, without "
-                "Normalize, ToFloat or ToTensorV2, since the network normalises by MODEL.PIXEL_MEAN and PIXEL_STD"
+                f"{KEY} {self.file} makes {_kind(new_image)} of an image: expected an array of uint8 with "
+                f"{image.shape[-1]} channels, so no Normalize, ToFloat or ToTensorV2, since the network normalises by "
+                "MODEL.PIXEL_MEAN and PIXEL_STD"
             )
         if new_mask.shape != new_image.shape[:2]:
             raise ValueError(

@@ -158,8 +158,10 @@ def test_labels_are_never_mixed(build):
         build(A.OneOf([A.Affine(rotate=(40, 40), mask_interpolation=1)]))
 
 
-@pytest.mark.parametrize("transform", [A.Normalize(p=1), A.ToFloat(p=1), A.ToTensorV2(p=1)], ids=lambda x: str(x)[:9])
-def test_what_the_network_does_itself(build, transform):
+@pytest.mark.parametrize(
+    "transform", [A.Normalize(p=1), A.ToFloat(p=1), A.ToTensorV2(p=1), A.ToGray(1, p=1)], ids=lambda x: str(x)[:9]
+)
+def test_images_have_to_stay_what_they_are(build, transform):
     pipeline = build(transform)
     with pytest.raises(ValueError, match=r"pipeline.yaml makes a (ndarray|Tensor) of .*expected an array of uint8"):
         apply(pipeline, *picture())
