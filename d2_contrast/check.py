@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> int:
             warnings.append(f"No samples are drawn: {error}")
     for warning in warnings:
         print(f"Warning: {warning}")
-    told = [*check.problems, f"{len(check.problems)} problems"] if check.problems or warnings else ["No problems"]
-    print("\n".join(told))
+    count = f"{len(check.problems)} problem{'s' * (len(check.problems) != 1)}"
+    print("\n".join([*check.problems, count] if check.problems or warnings else ["No problems"]))
     return int(bool(check.problems))
 
 

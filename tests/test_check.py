@@ -67,7 +67,7 @@ def test_binary_masks_of_0_and_255(garden, capsys):
     arguments[0] = "masks"
     assert main(arguments) == 1
     out = capsys.readouterr().out
-    assert "No problems" not in out and out.endswith("1 problems\n")
+    assert "No problems" not in out and out.endswith("1 problem\n")
     assert (
         "No pixel in the labels of masks is of class 'thing' (1 of 2 classes), while 25.0% of all pixels are ignored "
         "(label value 255): should they be thing?"
@@ -190,7 +190,7 @@ def test_benchmark_counts_are_compared_with_the_published_ones(root, capsys):
     miniatures.cityscapes(root)
     assert main(["cityscapes_19_val", "--output", str(root)]) == 1
     out = capsys.readouterr().out
-    assert "cityscapes_19_val has 2 images, published: 500\n1 problems" in out
+    assert "cityscapes_19_val has 2 images, published: 500\n1 problem\n" in out
     assert (root / "browse.png").exists()
 
 

@@ -95,7 +95,8 @@ def count_repeats(cfg: CfgNode, datasets: Mapping[str, Sequence[dict]], seed: in
         repeats[torch.randperm(len(repeats), generator=generator)[size:]] = 0
     if not repeats.sum():
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN {sampler} leaves none of the {len(repeats)} images")
-    logger.info("%s: %d images become %.1f per epoch", sampler, len(repeats), float(repeats.sum()))
+    if (repeats != 1).any():
+        logger.info("%s: %d images become %.1f per epoch", sampler, len(repeats), float(repeats.sum()))
     return repeats
 
 
