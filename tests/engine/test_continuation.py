@@ -1,6 +1,7 @@
 """A run that was interrupted ends as it would have ended without."""
 
 import shutil
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -109,8 +110,10 @@ def test_workers_make_no_difference_and_what_is_not_restored_does(interrupted, m
 def test_a_run_that_is_killed_again_and_again(tmp_path):
     options = make_options(tmp_path, iterations=12, period=1, TEST__EVAL_PERIOD=6)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    began = time.monotonic()
     wait(start(options, whole), whole)
-    counted = train_with_kills(options, killed, kills=3, seconds=3)
+    # Less than the run takes, so that it is not over before the last kill.
+    counted = train_with_kills(options, killed, kills=3, seconds=0.4 * (time.monotonic() - began))
     assert counted["kills"] == 3 and counted["half written"] >= 1
     assert find_differences(whole, killed) == []
 

@@ -7,6 +7,7 @@ from d2_contrast.config import load_config
 from d2_contrast.evaluation import claim_evaluation_folder, evaluation_folder
 
 WINDOWS = ["TEST.SLIDING_WINDOW.ENABLED", "True", "TEST.SLIDING_WINDOW.SIZE", "[64, 96]"]
+WINDOWS += ["TEST.SLIDING_WINDOW.STRIDE", "[32, 48]"]
 SCALES = ["TEST.AUG.ENABLED", "True", "TEST.AUG.SCALES", "[0.5, 1.0]"]
 
 
@@ -19,9 +20,9 @@ def make(tmp_path):
     ("options", "dataset", "name"),
     [
         ([], "shapes_val", "shapes_val"),
-        (WINDOWS, "shapes_val", "shapes_val_window64x96_stride341x341"),
+        (WINDOWS, "shapes_val", "shapes_val_window64x96_stride32x48"),
         (SCALES, "shapes_val", "shapes_val_scales0.5-1.0_flip"),
-        ([*SCALES, "TEST.AUG.FLIP", "False", *WINDOWS], "a", "a_window64x96_stride341x341_scales0.5-1.0"),
+        ([*SCALES, "TEST.AUG.FLIP", "False", *WINDOWS], "a", "a_window64x96_stride32x48_scales0.5-1.0"),
         ([], "../../elsewhere/a b", "__.._elsewhere_a_b"),
     ],
 )

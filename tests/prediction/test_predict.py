@@ -196,7 +196,7 @@ class TestErrors:
             (["--input", "empty"], "empty is empty: expected a folder of images"),
             (["--input", "0", "a.png"], "camera 0 is one of 2 inputs: expected it alone"),
             (["--input", "a.png", "--window", "1", "2", "3"], "--window is [1, 2, 3]: expected a height, or"),
-            (["--input", "a.png", "--window", "0"], "window [0, 0] and stride"),
+            (["--input", "a.png", "--window", "0"], "TEST.SLIDING_WINDOW.SIZE is [0, 0]"),
             (["--input", "a.png", "--batch", "0"], "batch is 0: expected 1 or more"),
             (["--input", "a.png", "--device", "cuda:9"], "device 'cuda:9' cannot be used"),
             (
