@@ -59,6 +59,7 @@ def in_background(spec, store, *slots) -> int:
         return pid
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         runner = make_runner(spec, store, *slots, stream=open(store.output.parent / "log.txt", "a"))
         runner.run()
         os._exit(128 + runner.stopped_by if runner.stopped_by else len(runner.failures))
