@@ -28,7 +28,9 @@ def time_side_by_side(functions: Mapping[str, Callable[[], object]], repeats: in
     return {name: statistics.median(seconds) for name, seconds in time_rounds(functions, repeats).items()}
 
 
-def time_rounds(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def time_rounds(
+    functions: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each function in each round. In a round all take turns: other load on the machine meets all alike."""
     # As in training, where larger blocks have been freed before: from then on glibc keeps the pages of smaller ones.
     torch.empty(30 << 20, dtype=torch.uint8)
@@ -37,9 +39,9 @@ def time_rounds(functions: Mapping[str, Callable[[], object]], repeats: int) -> 
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = clock()
             function()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 

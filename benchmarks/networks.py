@@ -14,7 +14,7 @@ threads they would add up, hence there is one. Memory is the peak of a process o
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -24,7 +24,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 import d2_contrast.modeling  # noqa: F401  (registers the models)
-from benchmarks.common import in_subprocess, machine, markdown, process_peak_mb
+from benchmarks.common import in_subprocess, machine, markdown, process_peak_mb, time_rounds
 from d2_contrast.config import load_config
 from d2_contrast.modeling.compilation import compile_network
 
@@ -161,20 +161,11 @@ def inference(model: nn.Module, dtype: torch.dtype | None, size: tuple[int, ...]
     return run
 
 
-def processor_rounds(functions: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of the processor of each function, first call left out, all in turn."""
-    first = {}
-    for name, function in functions.items():
-        start = time.process_time()
-        function()
-        first[name] = time.process_time() - start
-    seconds: dict[str, list[float]] = {name: [first[name]] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = time.process_time()
-            function()
-            seconds[name].append(time.process_time() - start)
-    return seconds
+def first_call(function: Callable[[], None]) -> float:
+    """Seconds of the processor that the first call of a function takes."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
 
 
 def compare(name: str, forms: list[str], args: argparse.Namespace) -> list[list[object]]:
@@ -185,12 +176,14 @@ def compare(name: str, forms: list[str], args: argparse.Namespace) -> list[list[
     for form, (model, _) in models.items():
         rows[form] = [name, form, sum(p.numel() for p in model.parameters()) / 1e6]
     for kind in (training_step, inference):
-        seconds = processor_rounds({form: kind(*models[form], size) for form in forms}, args.repeats)
+        functions = {form: kind(*models[form], size) for form in forms}
+        first = {form: first_call(function) for form, function in functions.items()}
+        seconds = time_rounds(functions, args.repeats, time.process_time)
         for form in forms:
-            ratio = statistics.median(b / a for a, b in zip(seconds[forms[0]][1:], seconds[form][1:]))
-            rows[form] += [statistics.median(seconds[form][1:]), ratio]
+            ratio = statistics.median(b / a for a, b in zip(seconds[forms[0]], seconds[form]))
+            rows[form] += [statistics.median(seconds[form]), ratio]
             if args.compile:
-                rows[form].append(seconds[form][0])
+                rows[form].append(first[form])
     if args.memory:
         del models
         for form in forms:

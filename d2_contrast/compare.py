@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .cli import log_to_terminal, verb_parser
 from .errors import in_plain_words
+from .output import to_look_at
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     comparison = compare_runs([baseline, run], dataset, dataset_dicts, output)
     files = write_comparison(comparison, output)
     print(summary(comparison))
-    print("\n".join(["To look at:", *(f"  {file}" for file in files)]))
+    print(to_look_at(files))
     return 0
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .cli import log_to_terminal, verb_parser
 from .errors import in_plain_words
+from .output import to_look_at
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     analysis = analyze_features(runs, dataset, dataset_dicts, args.maps)
     files = write_features(analysis, output) + draw_features(analysis, runs[0].cfg.VISUALIZE.TSNE_POINTS, output)
     print(features_markdown(analysis))
-    print("\n".join(["To look at:", *(f"  {file}" for file in files)]))
+    print(to_look_at(files))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -75,3 +75,8 @@ def _system_error(error: BaseException | None) -> OSError | None:
     while error is not None and not (isinstance(error, OSError) and error.strerror):
         error = error.__context__
     return error
+
+
+def to_look_at(files: Iterable[str | os.PathLike]) -> str:
+    """The files that a command has written, a line each, as its last words."""
+    return "\n".join(["To look at:", *(f"  {os.fspath(file)}" for file in files)])

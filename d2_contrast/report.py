@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .cli import log_to_terminal, verb_parser
 from .errors import in_plain_words
+from .output import to_look_at
 
 PAGE = "report.html"
 
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     files = write_comparison(comparison, folder)
     page = write_page(comparison, files, output / PAGE)
     print(summary(comparison))
-    print("\n".join(["To look at:", *(f"  {file}" for file in [page, *files])]))
+    print(to_look_at([page, *files]))
     return 0
 
 

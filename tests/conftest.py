@@ -34,3 +34,18 @@ def trained_twins(tmp_path_factory):
 def twins(trained_twins, tmp_path):
     """Copies of them that a test can change."""
     return [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in trained_twins]
+
+
+@pytest.fixture
+def forget_datasets():
+    """Datasets that a test registers are forgotten after it."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from d2_contrast.data.datasets import folders
+
+    known = set(DatasetCatalog)
+    yield
+    for name in set(DatasetCatalog) - known:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+        folders._registered.pop(name, None)

@@ -6,18 +6,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from d2_contrast.check import main
-from d2_contrast.data.datasets import folders
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
+def root(tmp_path, monkeypatch, forget_datasets):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    known = set(DatasetCatalog)
-    yield tmp_path
-    for name in set(DatasetCatalog) - known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-        folders._registered.pop(name, None)
+    return tmp_path
 
 
 @pytest.fixture

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from tiny_runs import edit_config
 
 from d2_contrast.compare import main
 
 
 def set_pictures(folder, images, points):
-    path = folder / "config.yaml"
-    config = yaml.safe_load(path.read_text())
-    config["VISUALIZE"].update(NUM_IMAGES=images, TSNE_POINTS=points)
-    path.write_text(yaml.dump(config))
+    edit_config(folder, lambda config: config["VISUALIZE"].update(NUM_IMAGES=images, TSNE_POINTS=points))
 
 
 def results_of(folder):

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from annotation_exports import draw_label, write_image, write_label, write_pairs
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from d2_contrast import check, init
 from d2_contrast.config import load_config
 from d2_contrast.data import load_dicts, read_label, register_folders
-from d2_contrast.data.datasets import folders
 from d2_contrast.engine.setup import check_datasets
 
 COLORS = [(0, 0, 0), (120, 180, 80), (190, 170, 140)]
@@ -22,16 +21,11 @@ LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\nlawn:120,180,80
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, forget_datasets):
     """A working folder beside the data; datasets are forgotten afterwards."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    known = set(DatasetCatalog)
-    yield tmp_path
-    for name in set(DatasetCatalog) - known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-        folders._registered.pop(name, None)
+    return tmp_path
 
 
 def propose(*arguments):

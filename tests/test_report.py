@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from detectron2.data import MetadataCatalog
 from page_checks import Page, check
 from PIL import Image
+from tiny_runs import edit_config
 
 from d2_contrast.analysis import common_dataset, load_runs, page_pictures
 from d2_contrast.data import read_label
@@ -23,13 +23,6 @@ from d2_contrast.data.datasets.shapes_drawing import CLASSES
 from d2_contrast.report import main
 
 NAMES = ['<b>cross</b> & "entropy"', "'losses' {{ 1 + 1 }}"]
-
-
-def edit(folder, change):
-    path = folder / "config.yaml"
-    config = yaml.safe_load(path.read_text())
-    change(config)
-    path.write_text(yaml.dump(config))
 
 
 def show_pictures(config):
@@ -41,7 +34,7 @@ def report(trained_twins, tmp_path_factory):
     """The report of two runs with names that are no markup: their folders, the output, the page, and the figures."""
     output = tmp_path_factory.mktemp("report")
     folders = [Path(shutil.copytree(folder, output / folder.name)) for folder in trained_twins]
-    edit(folders[1], show_pictures)
+    edit_config(folders[1], show_pictures)
     assert main([*map(str, folders), "--names", *NAMES, "--output", str(output)]) == 0
     data = json.loads((output / "comparison" / "comparison.json").read_text())
     return folders, output, check((output / "report.html").read_text()), data
@@ -153,7 +146,7 @@ def test_ignored_areas_are_striped(report):
 def test_one_run(trained_twins, tmp_path):
     folder = Path(shutil.copytree(trained_twins[0], tmp_path / "alone"))
     (folder / "metrics.json").unlink()
-    edit(folder, lambda config: config["VISUALIZE"].update(NUM_IMAGES=1))
+    edit_config(folder, lambda config: config["VISUALIZE"].update(NUM_IMAGES=1))
     assert main([str(folder)]) == 0
     page = check((folder / "report.html").read_text())
     (classes,) = (rows for caption, rows in page.tables.items() if caption.startswith("IoU of each class"))
@@ -169,7 +162,8 @@ def test_one_run(trained_twins, tmp_path):
 
 def test_three_runs(twins, tmp_path):
     third = Path(shutil.copytree(twins[1], tmp_path / "third"))
-    edit(third, lambda config: config["MODEL"]["BACKBONE"].update(PRETRAINED=True))  # loading a run turns this off
+    # Loading a run turns this off.
+    edit_config(third, lambda config: config["MODEL"]["BACKBONE"].update(PRETRAINED=True))
     assert main([*map(str, twins), str(third)]) == 0
     page = check((third / "report.html").read_text())
     (classes,) = (rows for caption, rows in page.tables.items() if caption.startswith("IoU of each class"))

@@ -1,8 +1,10 @@
 """Runs of train_net.py that take a few seconds."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
+import yaml
 from PIL import Image
 
 from d2_contrast.data.datasets.shapes_drawing import CLASSES, draw
@@ -24,6 +26,14 @@ DATASETS:
 SOLVER: {{MAX_ITER: 2}}
 OUTPUT_DIR: {output}
 """
+
+
+def edit_config(folder: Path, change: Callable[[dict], object]) -> None:
+    """Change the config of a run."""
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    change(config)
+    path.write_text(yaml.dump(config))
 
 
 def draw_pictures(root: Path, split: str, count: int, subfolder: str = "") -> None:

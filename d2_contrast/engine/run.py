@@ -14,6 +14,7 @@ from torch import nn
 from ..data.skipped import SkippedSamples
 from ..evaluation import CONFUSION_FILE, RESULTS_FILE, results_table
 from ..extras import MissingExtraError
+from ..output import to_look_at
 from .averaging import averaged_weights
 from .checkpoint import own_checkpoints
 from .parallel import on_main_process
@@ -104,5 +105,5 @@ def _finish(cfg: CfgNode, model: nn.Module, results: dict, folders: Mapping[str,
         files = []
     files += [os.path.join(folder, RESULTS_FILE) for folder in folders.values()]
     files.append(os.path.join(picture_folder, METRICS))
-    logger.info("To look at:\n%s", "\n".join(f"  {path}" for path in files if os.path.isfile(path)))
+    logger.info(to_look_at(path for path in files if os.path.isfile(path)))
     return results

@@ -5,19 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from detectron2.data import DatasetCatalog
+from tiny_runs import edit_config
 
 from d2_contrast.analysis import check_comparable, common_dataset, load_runs
 from d2_contrast.analysis.features import common_maps
-
-
-def edit(folder, change):
-    """Change the config of a run."""
-    path = folder / "config.yaml"
-    config = yaml.safe_load(path.read_text())
-    change(config)
-    path.write_text(yaml.dump(config))
 
 
 def test_networks_have_the_weights_of_their_runs(twins):
@@ -45,7 +37,7 @@ def test_the_last_checkpoint_counts(twins):
 
 def test_averaged_weights_are_taken(twins):
     folder = twins[0]
-    edit(folder, lambda config: config["SOLVER"]["EMA"].update(ENABLED=True))
+    edit_config(folder, lambda config: config["SOLVER"]["EMA"].update(ENABLED=True))
     checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
     average = {f"module.{name}": value + 1 for name, value in checkpoint["model"].items()}
     average = {name: value for name, value in average.items() if "pixel_" not in name}
@@ -92,7 +84,7 @@ def test_a_dataset_described_in_two_ways(twins):
     def swap(config):
         config["DATASETS"]["FOLDERS"][0]["classes"].reverse()
 
-    edit(twins[1], swap)
+    edit_config(twins[1], swap)
     with pytest.raises(ValueError, match=r"contrast/config\.yaml: .*there is another dataset named"):
         load_runs(list(map(str, twins)))
 
@@ -104,7 +96,7 @@ class TestCommonDataset:
         assert name == runs[0].cfg.DATASETS.TEST[0] and len(dicts) == 6
 
     def test_different_datasets_need_a_choice(self, twins):
-        edit(twins[1], lambda config: config["DATASETS"].update(TEST=["shapes_val"]))
+        edit_config(twins[1], lambda config: config["DATASETS"].update(TEST=["shapes_val"]))
         runs = load_runs(list(map(str, twins)))
         with pytest.raises(
             ValueError, match=r"baseline was tested on tiny_runs_\w+ and contrast on shapes_val: .*--dataset"
@@ -113,7 +105,7 @@ class TestCommonDataset:
         assert len(common_dataset(runs, runs[0].cfg.DATASETS.TEST[0])[1]) == 6
 
     def test_different_sizes_of_images(self, twins):
-        edit(twins[1], lambda config: config["INPUT"].update(MIN_SIZE_TEST=64))
+        edit_config(twins[1], lambda config: config["INPUT"].update(MIN_SIZE_TEST=64))
         with pytest.raises(ValueError, match="baseline and contrast see images in different sizes"):
             common_dataset(load_runs(list(map(str, twins))))
 
@@ -132,13 +124,13 @@ class TestCommonDataset:
 
 class TestComparable:
     def test_other_views_are_refused(self, twins):
-        edit(twins[1], lambda config: config["TEST"]["AUG"].update(ENABLED=True, SCALES=[1.0], FLIP=True))
+        edit_config(twins[1], lambda config: config["TEST"]["AUG"].update(ENABLED=True, SCALES=[1.0], FLIP=True))
         runs = load_runs(list(map(str, twins)))
         with pytest.raises(ValueError, match=r"in different ways, TEST\.AUG is off and \[\[1\.0\], True\]: evaluate"):
             check_comparable(*runs, runs[0].cfg.DATASETS.TEST[0])
 
     def test_settings_of_views_that_are_off_do_not_matter(self, twins):
-        edit(twins[1], lambda config: config["TEST"]["SLIDING_WINDOW"].update(SIZE=[9, 9]))
+        edit_config(twins[1], lambda config: config["TEST"]["SLIDING_WINDOW"].update(SIZE=[9, 9]))
         runs = load_runs(list(map(str, twins)))
         check_comparable(*runs, runs[0].cfg.DATASETS.TEST[0])
 
@@ -149,7 +141,7 @@ class TestComparable:
             folders["classes"][3] = "spots"
             config["DATASETS"].update(TRAIN=[folders["name"]], TEST=[folders["name"]])
 
-        edit(twins[1], rename)
+        edit_config(twins[1], rename)
         runs = load_runs(list(map(str, twins)))
         with pytest.raises(ValueError, match="contrast cannot be evaluated on .*: class 3 is 'spots'.* and 'dots'"):
             check_comparable(*runs, runs[0].cfg.DATASETS.TEST[0])

@@ -9,23 +9,17 @@ from scipy.io import savemat
 
 from d2_contrast.config import default_config, load_config
 from d2_contrast.data import read_label, register_folders
-from d2_contrast.data.datasets import folders
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
+def root(tmp_path, monkeypatch, forget_datasets):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    known = set(DatasetCatalog)
     for i, sub in enumerate(["", "deep/er/"]):
         for kind in ("images", "labels"):
             (tmp_path / "garden" / kind / sub).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (6, 4)).save(tmp_path / f"garden/images/{sub}{i}.jpg")
         Image.fromarray(np.full((4, 6), i, np.uint8)).save(tmp_path / f"garden/labels/{sub}{i}.png")
-    yield tmp_path
-    for name in set(DatasetCatalog) - known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-        folders._registered.pop(name, None)
+    return tmp_path
 
 
 def entry(changes=(), **more):
