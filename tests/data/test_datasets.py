@@ -148,8 +148,10 @@ def test_pascal_context_names_at_some_ids():
 @pytest.mark.parametrize(("void", "found"), [(11, "0..10, 11 ignored"), (255, "0..10, 255 ignored")])
 def test_camvid(root, void, found, suffix):
     truth = miniatures.camvid(root, void=void, suffix=suffix)
-    records = {s: assert_labels(f"camvid_11_{s}", truth) for s in ("train", "val", "trainval", "test")}
-    assert {s: len(r) for s, r in records.items()} == {"train": 4, "val": 2, "trainval": 6, "test": 3}
+    records = {s: assert_labels(f"camvid_11_{s}", truth) for s in ("train", "val", "trainval", "test", "train_quarter")}
+    assert {s: len(r) for s, r in records.items()} == {
+        "train": 4, "val": 2, "trainval": 6, "test": 3, "train_quarter": 1,
+    }  # fmt: skip
     assert MetadataCatalog.get("camvid_11_test").label_encoding == found
     files = {s: {r["file_name"] for r in rs} for s, rs in records.items()}
     assert files["train"] | files["val"] == files["trainval"] and not files["trainval"] & files["test"]

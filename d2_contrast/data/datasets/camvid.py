@@ -1,4 +1,4 @@
-"""CamVid, 11 classes: ``camvid_11_{train,val,trainval,test}``.
+"""CamVid, 11 classes: ``camvid_11_{train,val,trainval,test}``, and ``camvid_11_train_quarter``, every fourth frame.
 
 The split and the classes of Badrinarayanan et al. (SegNet, TPAMI 2017), in the layout that most people have:
 ``CamVid/{train,val,test}`` with the frames of a split and ``CamVid/{train,val,test}annot`` with its label maps, which
@@ -29,24 +29,31 @@ LABEL_ENCODINGS = {
     "0..10, 11 ignored": {**{i: i for i in range(len(CLASSES))}, VOID: 255},
     "0..10, 255 ignored": {**{i: i for i in range(len(CLASSES))}, 255: 255},
 }
-SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
-NUM_IMAGES = {"train": 367, "val": 101, "trainval": 468, "test": 233}
+# Folders, and the step from a frame to the next one that is taken: frames in turn are alike.
+SPLITS = {
+    "train": (("train",), 1),
+    "val": (("val",), 1),
+    "trainval": (("train", "val"), 1),
+    "test": (("test",), 1),
+    "train_quarter": (("train",), 4),
+}
+NUM_IMAGES = {"train": 367, "val": 101, "trainval": 468, "test": 233, "train_quarter": 92}
 
 
-def find(root: Path, splits: tuple[str, ...]) -> list[Pair]:
-    """Frames and label maps of some of the splits train, val and test."""
+def find(root: Path, splits: tuple[str, ...], step: int) -> list[Pair]:
+    """Every ``step``-th frame of some of the splits train, val and test, with its label map."""
     base = first_existing(root, ["CamVid", "camvid"])
     return [
         (frame, base / f"{split}annot" / f"{frame.stem}.png")
         for split in splits
-        for frame in list_images(base / split, "*")
+        for frame in list_images(base / split, "*")[::step]
     ]
 
 
-for _name, _splits in SPLITS.items():
+for _name, (_splits, _step) in SPLITS.items():
     register_dataset(
         f"camvid_11_{_name}",
-        lambda root, splits=_splits: find(root, splits),
+        lambda root, splits=_splits, step=_step: find(root, splits, step),
         stuff_classes=[name for name, _ in CLASSES],
         stuff_colors=[list(color) for _, color in CLASSES],
         class_groups={"rare": list(RARE)},
