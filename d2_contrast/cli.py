@@ -53,7 +53,7 @@ def verb_parser(verb: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def log_to_terminal(name: str) -> None:
-    """Show what a part of this package tells on its way, on stderr."""
+    """Show the progress messages of a part of this package on stderr."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger(name).setLevel(logging.INFO)
 

@@ -205,10 +205,10 @@ def _add_contrast(cfg: CN) -> None:
     # BALANCE: how the gradients of these losses join those of the heads at the maps of IN_FEATURES, of which the head
     # itself has to read one or more.
     cfg.MODEL.CONTRAST.BALANCE = CN()
-    # Scale the gradient of these losses so that its norm is this share of that of the pixel losses, in every step: the
-    # weights above then matter among the terms, and for the projectors, alone. 0: leave it as the weights make it.
+    # Scale the gradient of these losses so that its norm is this share of that of the pixel losses, in every step. The
+    # weights above then only matter among the terms, and for the projectors. 0: leave it as the weights make it.
     cfg.MODEL.CONTRAST.BALANCE.SHARE = 0.0
-    # Where the gradient of these losses points against that of the pixel losses, leave out its part along that one.
+    # If the gradient of these losses points against that of the pixel losses, remove its component along the latter.
     cfg.MODEL.CONTRAST.BALANCE.REMOVE_CONFLICT = False
     # Log the norms of both gradients, as the weights make them, their ratio and their cosine. Iterations between two
     # logs; 0: never.
@@ -398,9 +398,9 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.MAX_TO_KEEP = 3
     # For AMP.ENABLED: "float16" (with loss scaling) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
-    # A step with a loss or gradient that is infinite or not a number: "stop" the run, or "skip" the step, which changes
-    # nothing then; so many of them in a row stop the run. What leads to a stop is written to OUTPUT_DIR, and
-    # `d2-contrast replay FILE` runs it again.
+    # A step with a loss or gradient that is infinite or not a number: "stop" the run, or "skip" the step, which then
+    # changes nothing. NON_FINITE_MAX_IN_ROW skipped steps in a row stop the run, too. The step that stops a run is
+    # written to OUTPUT_DIR; `d2-contrast replay FILE` runs it again.
     cfg.SOLVER.NON_FINITE = "stop"
     cfg.SOLVER.NON_FINITE_MAX_IN_ROW = 10
     # Exponential moving average of the weights: evaluated in place of the weights, and saved beside them.
@@ -422,7 +422,7 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.AMP = CN()
     cfg.TEST.AMP.ENABLED = False
     # Scores of an image that are averaged over windows or views stay on the GPU up to this many GiB; larger ones go to
-    # the memory of the CPU. 0: up to half of what the GPU has free.
+    # host memory. 0: up to half of what the GPU has free.
     cfg.TEST.MAX_DEVICE_GIB = 0.0
     # Predict windows of SIZE every STRIDE (height, width in pixels of the scaled image); their logits are averaged
     # where they overlap.
@@ -454,8 +454,8 @@ def _add_wandb(cfg: CN) -> None:
 
 
 def _add_processes(cfg: CN) -> None:
-    # Seconds after which a process that does not answer the others ends the job; more than the first one may take for
-    # what it does alone.
+    # Seconds without an answer from a process after which the job ends; more than the first process needs for what it
+    # does alone.
     cfg.PROCESS_GROUP_TIMEOUT = 1800.0
 
 

@@ -1,7 +1,7 @@
 """What every config key may be: its type, its range, and how keys fit together.
 
-RANGES has an entry for each key that a run of this project reads, ``UNUSED`` names those of Detectron2 that are of no
-concern to it, and together they are complete. RELATIONS are between keys. Whoever adds keys, or values such as another
+RANGES has an entry for each key that a run of this project reads, ``UNUSED`` names those of Detectron2 that it does
+not read; together they are complete. RELATIONS are between keys. Whoever adds keys, or values such as another
 optimizer, adds them here, too: ``RANGES["SOLVER.OPTIMIZER"] = Choice("SGD", "AdamW", "Lion")``.
 
 Names of registered parts and datasets are not here: they are compared with the registries when a run is set up.
@@ -562,7 +562,7 @@ def is_unused(key: str) -> bool:
 
 
 def _contradictions(cfg: CfgNode) -> Iterator[str]:
-    """What keys say against each other, a sentence each."""
+    """Contradictions between keys, a sentence each."""
     for relation in (_contrast, _heads, _backbones, _input, _solver, _test):
         yield from relation(cfg)
 
@@ -612,7 +612,7 @@ GROUPED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 def ungrouped_channels(cfg: CfgNode) -> Iterator[str]:
     """Numbers of channels that the norm "GN" cannot share out, a sentence each.
 
-    No relation for :func:`check_config`, as configs that others build on may have the one key and not yet the other.
+    Not a relation of :func:`check_config`, since a base config may have one key and not yet the other.
     """
     model, values = cfg.MODEL, flatten(cfg.MODEL)
     has_layers = model.CONTRAST.ENABLED and model.CONTRAST.PROJECTOR_LAYERS > 1

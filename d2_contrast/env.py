@@ -35,7 +35,7 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd
 
 
 def describe_environment() -> Iterator[tuple[str, str]]:
-    """Find out versions, machine and settings; gives what each is and its text, as soon as it is known."""
+    """Yield versions, machine and settings, each with its title, as soon as it is known."""
     package = Path(__file__).resolve().parent
     yield "d2_contrast", f"{__version__} in {package}"
     yield "commit", commit(package.parent)

@@ -1,4 +1,4 @@
-"""What goes wrong by a user's mistake is said in one sentence; what goes wrong by ours keeps its traceback."""
+"""A user's mistake ends in one sentence; a fault of this package keeps its traceback."""
 
 import dis
 import os
@@ -30,8 +30,8 @@ NO_ANSWER = "Another process of this job did not answer within PROCESS_GROUP_TIM
 def explain(error: BaseException) -> str | None:
     """Say in a sentence what an exception means to a user, None if it is a bug.
 
-    To users speak the exceptions that this package raises, by a raise statement of its own; values and keys that the
-    libraries below it refuse; the operating system's errors about a file; and a lack of memory.
+    Such are exceptions raised by a raise statement of this package, values and keys that the libraries below it refuse,
+    errors of the operating system about a file, and a lack of memory.
     """
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fspath(error.filename)}: {error.strerror}"
@@ -93,7 +93,7 @@ def in_plain_words(claim: Callable[[], bool] = lambda: True) -> Iterator[None]:
     With D2_CONTRAST_DEBUG in the environment every exception keeps its traceback.
 
     Args:
-        claim: gives True to the first of several processes that fail together, which then speaks for all.
+        claim: returns True to the first of several processes that fail together, which then reports for all.
     """
     try:
         yield
@@ -102,7 +102,7 @@ def in_plain_words(claim: Callable[[], bool] = lambda: True) -> Iterator[None]:
         if sentence is None:
             raise
         if sentence == PEER_ENDED:
-            time.sleep(30)  # usually this process is ended before, by what has started it
+            time.sleep(30)  # its launcher usually ends this process before
         if claim():
             print(f"{Path(sys.argv[0]).name}: error: {sentence}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None

@@ -5,7 +5,7 @@ d2-contrast predict --weights model_best.safetensors --input 'photos/**/*.jpg' d
 d2-contrast predict --weights ... --input aerial.tif --output predictions --window 512
 """
 
-# Nothing heavy is imported before it is needed: the help has to be there at once.
+# Heavy imports come where they are needed, so that --help answers at once.
 import os
 import re
 import sys
@@ -32,7 +32,7 @@ DEFAULTS = "labels and overlay of images, overlay of videos"
 RECORD = "predict.json"
 # Pillow refuses pictures of more pixels than this, as OpenCV does; its own limit is six times lower.
 MAX_PIXELS = 1 << 30
-# Values of images beside which no other image should be in memory.
+# Number of values of an image from which it is predicted alone.
 LARGE = 1 << 27
 OUT_OF_MEMORY = re.compile("out ?of ?memory|MemoryError|can't allocate memory", re.IGNORECASE)
 

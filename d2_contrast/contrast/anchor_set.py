@@ -25,7 +25,7 @@ class AnchorSet(NamedTuple):
 
 
 def check_sets(sets: Mapping[str, AnchorSet]) -> None:
-    """Check what a caller made himself, by name for the messages; a device is waited for once.
+    """Check anchor sets that a caller made; names are for the messages. This waits for the device once.
 
     Raises:
         ValueError: shapes or types do not fit, or an anchor is not finite or not of unit length. Vectors of zeros are

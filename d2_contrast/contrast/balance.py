@@ -25,11 +25,11 @@ def choose_positions(
         image_sizes: number of positions of each image; P in all.
         quotas: maps the numbers of positions of each class in each image, (classes, images), to those that are wanted,
             no more than there are. Classes without a position are not listed, and there may be none at all.
-        ignore_label: label of positions that belong to no class; labels below 0 do not, either.
+        ignore_label: label of positions that belong to no class; nor do labels below 0.
         generator: source of the random numbers, on any device; None takes the global one.
 
     Returns:
-        (A,), indices of the chosen positions, sorted by class; in the memory of the host.
+        (A,), indices of the chosen positions, sorted by class; in host memory.
     """
     labels, num_positions, num_images = labels.cpu(), len(labels), len(image_sizes)
 

@@ -16,17 +16,17 @@ __all__ = ["ContrastiveBranch"]
 
 Project = Literal["dense", "anchors"]
 
-# No norm has statistics of a single vector.
+# A norm needs two vectors for its statistics.
 _FEWEST_VECTORS = 2
 
 
 class ContrastiveBranch(nn.Module):
     """Projects feature maps, draws anchors and contrasts them.
 
-    What a loss does not need is not computed. With project "dense" (the paper) the hidden layers of the projectors, and
+    Only what a loss needs is computed. With project "dense" (the paper) the hidden layers of the projectors, and
     so their norms, see whole maps; the last layer, which treats each position by itself, is applied to the anchors
-    alone. With "anchors" positions are drawn first, for which labels suffice, and nothing but their vectors is
-    projected: no projected map exists, and norms see the balanced anchors.
+    alone. With "anchors" positions are drawn first, from the labels, and only their vectors are projected. No
+    projected map exists then, and norms see the balanced anchors.
     """
 
     def __init__(self, projectors: Mapping[str, Projector], criterion: MultiScaleContrast, project: Project = "dense"):
@@ -37,8 +37,8 @@ class ContrastiveBranch(nn.Module):
             project: "dense" or "anchors".
 
         Raises:
-            ValueError: projectors and scales differ, project is neither of the two, or a memory is to see nothing but
-                drawn positions.
+            ValueError: projectors and scales differ, project is neither of the two, or there is a memory
+                with project "anchors".
         """
         super().__init__()
         if set(projectors) != set(criterion.scales):
@@ -69,8 +69,8 @@ class ContrastiveBranch(nn.Module):
         """The losses of a batch.
 
         Args:
-            features: (N, C, h, w) by scale; other names are passed over.
-            labels: (N, H, W), integer class ids; in the memory of the host they save waiting for the device.
+            features: (N, C, h, w) by scale; other names are ignored.
+            labels: (N, H, W), integer class ids; in host memory, so that nothing waits for the device.
             iteration: iterations done, from 0; drives warm-up and decay alone.
             logits: (N, K, H', W'), of the segmentation, if ``needs_logits``.
 
@@ -117,8 +117,8 @@ class ContrastiveBranch(nn.Module):
 def _projection_of_drawn(projector: Projector, feature_map: Tensor) -> Callable[[Tensor], Tensor]:
     """A function that projects vectors (A, C) of a map, however few they are; (A, D).
 
-    Where they are too few for a norm, others of the map join its statistics, and are dropped afterwards. So all
-    parameters get gradients, and all processes call norms that wait for each other.
+    If there are too few for a norm, other vectors of the map are added to its statistics and dropped afterwards. So
+    all parameters get gradients, and all processes call synchronised norms.
     """
 
     def project(vectors: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class MultiScaleContrast(nn.Module):
             decay_iters: both weights fall linearly to 0 at this iteration; 0 for never.
             memories: for scales whose term contrasts anchors with what a memory holds, instead of with each other; None
                 for none.
-            tf32: let a GPU compute scores and gradients in TF32, whatever torch is set to: faster, less exact.
+            tf32: compute scores and gradients in TF32 on a GPU, whatever torch's settings are: faster, less exact.
 
         Raises:
             ValueError: scales or pairs are no mappings, a pair or a memory has an unknown name, anchors are gathered
@@ -93,7 +93,7 @@ class MultiScaleContrast(nn.Module):
         """Draw anchors from maps of embeddings and contrast them.
 
         Args:
-            embeddings: (N, D, h, w) by scale, one D for all; they are normalised here. Other names are passed over.
+            embeddings: (N, D, h, w) by scale, one D for all; they are normalised here. Other names are ignored.
             labels: (N, H, W), integers.
             iteration: iterations done, from 0; drives warm-up and decay alone.
             logits: (N, K, H', W'), of the segmentation; memories alone need them.
@@ -124,7 +124,7 @@ class MultiScaleContrast(nn.Module):
             projects: map vectors at some positions, (A, C), to embeddings (A, D), by scale.
         """
         projects = projects or {}
-        if not self.memories:  # positions of all scales are drawn at once, beside the device
+        if not self.memories:  # positions of all scales are drawn at once, while the device works
             draws = self.sampler.draw([maps[scale] for scale in self.scales], labels)
             return {
                 scale: self.sampler.take(maps[scale], draw, projects.get(scale))

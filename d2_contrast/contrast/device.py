@@ -1,4 +1,4 @@
-"""Copies from the memory of the host to a device, for which the host does not wait."""
+"""Copies from host memory to a device, without waiting for them."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ __all__ = ["to_device"]
 def to_device(x: Tensor, device: torch.device) -> Tensor:
     """Bring a tensor to a device while the host goes on; itself if it is there.
 
-    A GPU copies beside the host from pinned memory alone.
+    A copy to a GPU only runs beside the host if it comes from pinned memory.
     """
     if device.type == "cuda" and x.device.type == "cpu":
         x = x.pin_memory()

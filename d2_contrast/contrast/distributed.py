@@ -25,7 +25,7 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     The gradient assumes that every process goes on to compute the same value from the gathered rows, and that
     gradients of parameters are then averaged over processes, as DistributedDataParallel does. Each process therefore
     passes on its own part of the gradient times the number of processes; nothing is communicated in the backward pass.
-    Rows in the memory of the host travel through gloo, so that no device is waited for.
+    Rows in host memory are gathered by gloo, without waiting for a device.
 
     Args:
         rows: (counts[rank], ...).
@@ -39,7 +39,7 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def _group_of(x: Tensor) -> Any:
-    """A group of all processes that takes this tensor; None for the usual. NCCL takes none of the host."""
+    """The process group that can gather this tensor, None for the default group. NCCL cannot gather host tensors."""
     return _host_group(dist.group.WORLD) if x.device.type == "cpu" and dist.get_backend() == "nccl" else None
 
 

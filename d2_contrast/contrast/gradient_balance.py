@@ -19,12 +19,12 @@ __all__ = ["GradientBalance"]
 class GradientBalance:
     """g_seg + s g_contrast in the place of the sum of both, over all shared maps as one vector.
 
-    With a share rho, s = rho |g_seg| / |g_contrast|: then the weights of the losses decide no more than the balance
-    among the contrastive terms, and how fast projectors learn. A scale of the loss, as of mixed precision, cancels out.
-    Each process balances its own gradients, before they are averaged.
+    With a share rho, s = rho |g_seg| / |g_contrast|. The weights of the losses then only set the balance among the
+    contrastive terms, and how fast projectors learn. A scale of the loss, as of mixed precision, cancels out.
+    Each process balances its own gradients before they are averaged.
 
     Attributes:
-        measure: note norms and cosine in the next backward pass; then it is False again.
+        measure: measure norms and cosine in the next backward pass, which sets this to False.
     """
 
     def __init__(self, share: float = 0.0, remove_conflict: bool = False):
@@ -84,7 +84,7 @@ class GradientBalance:
         return [_add(s, c, scale) for s, c in zip(segmentation, contrast)]
 
     def take_measured(self) -> dict[str, float]:
-        """What the last backward pass that was to be measured has noted, once; {} for nothing new.
+        """The norms and the cosine of the last measured backward pass. Each comes once; {} if there is no new one.
 
         Returns:
             "segmentation_norm", "contrast_norm", "ratio" of the second to the first, and "cosine" of both gradients, as

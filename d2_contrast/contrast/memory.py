@@ -31,7 +31,7 @@ _LEAST_DOUBT = 1e-6
 
 
 class ClassRings(nn.Module):
-    """For each class the newest vectors that were stored, up to a number; the oldest are overwritten first.
+    """The newest vectors of each class, up to a number; the oldest are overwritten first.
 
     Attributes:
         vectors: (classes, size, D); slots that are not filled hold zeros and are never read.
@@ -48,14 +48,14 @@ class ClassRings(nn.Module):
 
     @torch.no_grad()
     def store(self, entries: AnchorSet) -> None:
-        """Store vectors in the order in which they come; all processes have to call it, and store those of all."""
+        """Store the vectors of all processes in the order of ranks; all processes have to call this."""
         vectors, labels = _gather(entries)
         num_classes, size, _ = self.vectors.shape
         order = labels.argsort(stable=True)
         vectors, labels = vectors[order], labels[order]
         counts = labels.bincount(minlength=num_classes)
         turn = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels]
-        last = turn >= counts[labels] - size  # of more than fit, only the last are written
+        last = turn >= counts[labels] - size  # if more come than fit, only the last are written
         vectors, labels, turn = vectors[last], labels[last], turn[last]
         self.vectors[labels, (self.stored[labels] + turn) % size] = vectors.to(self.vectors.dtype)
         self.stored += counts
@@ -82,7 +82,7 @@ class ContrastMemory(nn.Module, ABC):
     def draw(
         self, maps: Tensor, labels: Tensor, sampler: AnchorSampler, project: Project | None, logits: Tensor | None
     ) -> AnchorSet:
-        """Make the anchors of a batch, and remember what is to be stored of it.
+        """Make the anchors of a batch, and note the vectors of it that ``contrast`` will store.
 
         Args:
             maps: (N, D, h, w), or (N, C, h, w) in front of project.
@@ -97,7 +97,7 @@ class ContrastMemory(nn.Module, ABC):
 
     @abstractmethod
     def contrast(self, anchors: AnchorSet, temperature: float) -> Tensor:
-        """The loss of anchors against what is stored, 0 as long as that is nothing; then store what ``draw`` saw.
+        """The loss of anchors against the stored vectors, 0 while there are none; then store what ``draw`` noted.
 
         The terms are those of ``supervised_info_nce``, with positives and negatives from the memory alone.
         """
@@ -145,9 +145,9 @@ class MinedMemory(ContrastMemory):
             dim: D of the embeddings.
             sizes: vectors of each class that are kept, of "pixels", "regions" or both. The paper keeps ten pixels and
                 one region for each training image.
-            positives: largest number of positives that are drawn for an anchor,
-            negatives: and of negatives,
-            hardest: from this share, the hardest ones.
+            positives: largest number of positives that are drawn for an anchor.
+            negatives: the same for negatives.
+            hardest: share of the candidates, the hardest ones, from which both are drawn.
             pixels_per_image: largest number of pixels of a class in an image that are stored.
 
         Raises:
@@ -238,8 +238,9 @@ class MinedMemory(ContrastMemory):
 class AverageMemory(ContrastMemory):
     """The memory of Hu et al.: an anchor is the mean vector of a class in an image, and so is each stored vector.
 
-    In the mean a pixel that the segmentation gets right counts with 1 minus the probability that this gives to its
-    class, one that it gets wrong with 1. The loss is ``supervised_info_nce`` from the anchors to all that is stored.
+    A pixel that the segmentation gets right has the weight 1 minus the predicted probability of its class in that mean,
+    a pixel that it gets wrong has the weight 1. The loss is ``supervised_info_nce`` from the anchors to all stored
+    vectors.
     """
 
     def __init__(self, num_classes: int, dim: int, size: int):

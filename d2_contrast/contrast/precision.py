@@ -22,7 +22,7 @@ def float32_products(tf32: bool = False) -> Iterator[None]:
         return
     processor = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     wanted = {gpu: "tf32" if tf32 else "ieee", processor: "ieee"}
-    # "none" is full precision, and follows what is set for all: it is left as it is.
+    # "none" means the global setting, which is full precision by default: it stays.
     changed = {
         switch: switch.fp32_precision
         for switch, value in wanted.items()

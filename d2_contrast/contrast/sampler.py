@@ -23,7 +23,7 @@ Unit = Literal["class", "image_class"]
 
 
 class Draw(NamedTuple):
-    """Which positions of a map become anchors; in the memory of the host.
+    """Which positions of a map become anchors; tensors in host memory.
 
     Attributes:
         positions: (a,), those of this process's map, as indices of the flattened (N, h, w) grid.
@@ -47,12 +47,12 @@ class AnchorSampler:
     all of them and the others make up the rest. With "image_class" (the released code) a group is a class in one image.
     V is the size of the smallest group, and every group gives V anchors.
 
-    Labels below 0 are no classes, and are left out as the ignore label is.
+    Labels below 0 are left out like the ignore label.
 
     Args:
         unit: what a group is, "class" or "image_class".
         max_anchors: upper bound on the number of anchors; K or V is lowered to keep it.
-        max_per_group: upper bound on K or V; 0 for no other than that of max_anchors.
+        max_per_group: upper bound on K or V; 0 for no bound but max_anchors.
         min_per_group: groups with fewer positions are left out.
         ignore_label: label of positions that are never drawn.
         gather: draw from the batches of all processes as if they were one, and return the anchors of all to each (for
@@ -108,8 +108,8 @@ class AnchorSampler:
     def draw(self, maps: Sequence[Tensor], labels: Tensor, generator: torch.Generator | None = None) -> list[Draw]:
         """The first half of a call, for several maps of a batch: draw positions, by labels alone.
 
-        That is done on the host. So it goes on beside a device that still computes the maps; labels in the memory of
-        the host save waiting for it.
+        This runs on the host, while the device may still compute the maps. With labels in host memory nothing waits
+        for the device.
 
         Args:
             maps: each (N, C, h, w), of which the shapes count.

@@ -1,8 +1,7 @@
 """The walk over the score matrix of anchors that are sorted by class.
 
-No more of the matrix is held at once than a tile or a band of rows, so that memory grows with the number of anchors and
-not with its square. The sorting confines the positives of a few rows to a block of columns: masks are needed there
-alone.
+Only a tile or a band of rows is in memory at a time, so memory grows with the number of anchors, not with its square.
+Since anchors are sorted, the positives of a few rows lie in one block of columns. Only that block needs masks.
 """
 
 from collections import defaultdict
@@ -31,8 +30,8 @@ class Tiling(NamedTuple):
     """How much of the score matrix is visited at once.
 
     Attributes:
-        band_rows: rows of a band,
-        band_scores: or more rows, if they have no more scores than this.
+        band_rows: smallest number of rows of a band.
+        band_scores: a band has more rows as long as it has no more scores than this.
         tile_rows: rows and columns of a tile.
         kept_scores: tiles that are visited twice are kept up to this number of scores.
     """
@@ -124,7 +123,7 @@ class NegativeTiles:
             anchors: one or more.
             temperature: tau.
             tiling: how much is visited at once.
-            keep: remember tiles for a second visit, as many as the tiling allows.
+            keep: keep tiles for a second visit, as many as the tiling allows.
         """
         self._vectors = anchors.vectors
         self._temperature = temperature

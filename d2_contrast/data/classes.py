@@ -68,7 +68,7 @@ class Classes:
 
     @classmethod
     def numbered(cls, count: int, ignore_label: int = 255) -> "Classes":
-        """Classes of which no more is known than how many there are."""
+        """Numbered classes, where only their number is known."""
         names = tuple(f"class {i}" for i in range(count))
         return cls(names, _triples(distinct_colors(count)), tuple(range(count)), ignore_label)
 

@@ -23,7 +23,7 @@ ID_CHANNELS = {"LA": 1, "PA": 1, "RGB": 3, "RGBA": 3}
 
 
 def limit_pixels(pixels: int) -> None:
-    """Refuse images and label maps of more pixels from now on, in this process: the limit is Pillow's own."""
+    """From now on refuse images and label maps of more pixels in this process, by Pillow's own limit."""
     Image.MAX_IMAGE_PIXELS = pixels
 
 
@@ -46,7 +46,7 @@ def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
     image = _open(data, file_name, "image")
     whole_png = image.format == "PNG" and data[-8:-4] == b"IEND"
     if whole_png and format in ("RGB", "BGR"):
-        # A third faster than Pillow; gives None if anything is wrong, and Pillow then says what.
+        # A third faster than Pillow. It gives None if anything is wrong; Pillow then says what.
         array = _decode_by_opencv(data, cv2.IMREAD_COLOR)
         if array is not None:
             return array if format == "BGR" else cv2.cvtColor(array, cv2.COLOR_BGR2RGB)
@@ -148,7 +148,7 @@ def _load(image: Image.Image, data: bytes, file_name: str, what: str) -> None:
 
 
 def _find_altered_chunk(png: bytes) -> str:
-    """The first part of a PNG file that is not as it was written, "" for none. Pillow looks at few of them."""
+    """The first chunk of a PNG file whose checksum is wrong, "" for none. Pillow checks only a few of them."""
     view = memoryview(png)
     start = len(PNG_SIGNATURE)
     while start + 12 <= len(png):

@@ -1,11 +1,11 @@
-"""Training samples that cannot be used, and that a run goes on without (DATALOADER.ON_ERROR "skip")."""
+"""Training samples that a run skips because they cannot be used (DATALOADER.ON_ERROR "skip")."""
 
 import json
 import logging
 import os
 
 SKIPPED = "skipped_samples.jsonl"
-# So many samples one after the other mean that more is wrong than some files.
+# This many in a row mean that more is wrong than some files.
 MAX_IN_ROW = 50
 
 logger = logging.getLogger(__name__)

@@ -11,17 +11,16 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..random_numbers import derive_seed, same_random_numbers, seed_generators
 
-# What a seed is for: seeds for different purposes have nothing to do with each other.
+# Purposes of seeds: those of different purposes are independent.
 ORDER, AUGMENTATION, SUBSET = range(3)
 
 
 class SampleStream(IterableDataset):
     """Samples of a dataset, epoch after epoch, each time in another order; to be given to Detectron2's train loader.
 
-    What stands at a position of the stream, and how it is augmented, depends on the seed and the position alone. So a
-    run that goes on at position ``start`` gets what it would have got uninterrupted, whatever the number of workers.
-    The processes of a job take turns: the batch that they make up together holds the same samples, however many they
-    are.
+    The sample at a position of the stream and its augmentation depend on the seed and the position only. So a run that
+    goes on at position ``start`` gets the samples of an uninterrupted one, whatever the number of workers. Processes
+    of a job take turns: their joint batch holds the same samples, however many they are.
 
     Attributes:
         seed: of the order and of the augmentation.

@@ -30,7 +30,7 @@ class UpdateAverage(HookBase):
 
 @contextmanager
 def averaged_weights(model: nn.Module, average: AveragedModel | None) -> Iterator[None]:
-    """Give ``model`` the weights of ``average`` inside the block; nothing changes where that is None or still empty."""
+    """Give ``model`` the weights of ``average`` inside the block; no change if it is None or still empty."""
     if average is None or not average.n_averaged:
         yield
         return

@@ -76,7 +76,7 @@ class Console(logging.Handler):
         print(text, flush=True)
 
     def progress(self, *parts: str) -> None:
-        """Show the state of things: as many of the parts, the most important first, as fit into a line."""
+        """Show the state: as many of the parts as fit into a line, the most important first."""
         if sys.stdout.isatty():
             width = shutil.get_terminal_size().columns - 1
             line = parts[0]

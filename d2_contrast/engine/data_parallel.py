@@ -37,7 +37,7 @@ def share_among_processes(cfg: CfgNode, model: nn.Module) -> nn.Module:
 
 
 def split_batches(cfg: CfgNode, processes: int) -> CfgNode:
-    """The config with batches small enough for SOLVER.MAX_IMS_PER_PROCESS, and as many more of them in a step.
+    """The config with batches that keep SOLVER.MAX_IMS_PER_PROCESS, and more of them in a step instead.
 
     Raises:
         ValueError: the number of images is not a multiple of that of processes, or the bound is negative.
@@ -66,7 +66,7 @@ def split_batches(cfg: CfgNode, processes: int) -> CfgNode:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give all processes the buffers of the first, which are those that are saved.
+    """Give all processes the buffers of the first process, which are the saved ones.
 
     In training each process measures the statistics of its own batches (unless they are synchronised).
     """
@@ -76,9 +76,9 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def _with_strides_of(shape: torch.Size, strides: tuple[int, ...], gradient: Tensor) -> Tensor:
-    """A gradient with the strides of its parameter, where these differ for sides of one entry alone.
+    """A gradient with the strides of its parameter, if the two only differ along sides of length 1.
 
-    Those of 1 x 1 convolutions do, which DistributedDataParallel takes for another layout: it warns.
+    Gradients of 1 x 1 convolutions do. DistributedDataParallel would warn of another layout.
     """
     alike = all(a == b or side == 1 for side, a, b in zip(shape, gradient.stride(), strides))
     return gradient.as_strided(shape, strides) if alike and gradient.stride() != strides else gradient

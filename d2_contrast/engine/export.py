@@ -88,7 +88,7 @@ def export_network(
     network = ExportableSegmentor(model, argmax)
     sizes = trial_sizes(model, network.multiple)
     os.makedirs(os.path.dirname(os.fspath(path)) or ".", exist_ok=True)
-    # In this block there is a file of another name, which goes away if an error leaves the block.
+    # The file has another name inside this block, and is removed if an error leaves the block.
     with write_whole(path) as file, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracers warn of what the comparison finds out
         try:
@@ -196,7 +196,7 @@ def make_images(model: nn.Module, size: Size) -> Tensor:
 
 
 def describe(cfg: CfgNode, network: ExportableSegmentor) -> dict[str, str]:
-    """What a file says about itself, as texts; lists are JSON, the config is yaml."""
+    """The metadata of a file, as texts; lists are JSON, the config is yaml."""
     order, channels = cfg.INPUT.FORMAT, len(cfg.MODEL.PIXEL_MEAN)
     output = f"{LABELS}: train ids (batch, height, width), int64"
     if not network.argmax:
@@ -214,7 +214,7 @@ def describe(cfg: CfgNode, network: ExportableSegmentor) -> dict[str, str]:
 
 
 def _describe_classes(cfg: CfgNode) -> dict[str, str]:
-    """Names, colours and ignore label; what the datasets of the config do not say is left out."""
+    """Names, colours and ignore label, as far as the datasets of the config give them."""
     known = {"ignore_label": str(cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)}
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         metadata = MetadataCatalog.get(name) if name in DatasetCatalog else {}

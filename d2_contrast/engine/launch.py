@@ -50,7 +50,8 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
             timeout = _read_timeout(args)
             dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
             comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-            comm.synchronize()  # who fails and leaves while another still connects has that one fail obscurely, or wait
+            # If one failed and left while another connects, that one would wait, or fail with an obscure error.
+            comm.synchronize()
             with ProcessWatch(os.environ["MASTER_ADDR"], timeout.total_seconds()):
                 _run(main, args)
     elif args.num_gpus * args.num_machines == 1:
@@ -117,14 +118,14 @@ def _claim_by_store() -> bool:
     try:
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         return dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=10)).add(key, 1) == 1
-    except Exception:  # it has gone with the process that had it
+    except Exception:  # the process that had it has ended
         return True
 
 
 def _run(main: Callable[[Namespace], object], args: Namespace) -> None:
     try:
         main(args)
-        comm.synchronize()  # who leaves while another still talks breaks its connection
+        comm.synchronize()  # leaving now would break the connection of those that still talk
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What one process does for all."""
+"""Work that one process does for all."""
 
 from collections.abc import Callable
 from typing import TypeVar

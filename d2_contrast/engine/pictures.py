@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 class PictureHook(HookBase):
     """Draw predictions, feature maps and the last confusion matrix every VIS_PERIOD iterations.
 
-    The files are in ``pictures/<iteration>`` in OUTPUT_DIR, and TensorBoard shows them. Training goes on as without
-    them: random numbers are as before.
+    The files are in ``pictures/<iteration>`` in OUTPUT_DIR, and TensorBoard shows them. They do not change the
+    training: random numbers are restored.
     """
 
     def __init__(self, cfg: CfgNode):

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 
 from ..errors import EXIT_CODE
 
-MAX_PERIOD = 10.0  # seconds between two signs of life, at most
+MAX_PERIOD = 10.0  # largest number of seconds between two signs of life
 # Seconds for the other processes to save and to end by themselves, once the one that is silent is killed.
 PATIENCE = 300.0
 
@@ -93,7 +93,7 @@ class ProcessWatch:
             " (PROCESS_GROUP_TIMEOUT): the job ends"
         )
         logger.error(text)
-        if not comm.is_main_process():  # whose log alone is shown
+        if not comm.is_main_process():  # the only one whose log is shown
             with suppress(OSError):
                 os.write(2, f"{text}\n".encode())
         if host == socket.gethostname():

@@ -1,4 +1,4 @@
-"""Going on with a run: does a checkpoint fit this config, and what becomes of settings that differ?"""
+"""Resuming a run: whether a checkpoint fits the config, and what happens to settings that differ."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from ..errors import shown
 from ..modeling.weights import DERIVED
 from .train_step import TrainStep
 
-# What a run began from: of no effect on one that goes on.
+# What a run starts from: it has no effect on a resumed run.
 KEPT = ("MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAINED", "MODEL.SWIN.PRETRAINED_NAME")
 # The hyperparameter by which the optimizer of a checkpoint is known.
 TELLTALES = {"momentum": "SGD", "betas": "AdamW"}
@@ -56,7 +56,7 @@ def config_changes(before: str, cfg: CfgNode) -> Changes:
 
 
 def keep_origin(cfg: CfgNode, changes: Changes) -> CfgNode:
-    """The config with the settings of the earlier run where those of now have no effect."""
+    """The config, with the earlier run's values of the settings that a resumed run does not change."""
     kept = {key: before for key, (before, _) in changes.items() if key in KEPT and before != ABSENT}
     if not kept:
         return cfg
@@ -68,7 +68,7 @@ def keep_origin(cfg: CfgNode, changes: Changes) -> CfgNode:
 
 
 def describe_changes(changes: Changes, iteration: int) -> list[str]:
-    """One line for each setting that differs, with what becomes of it in a run that goes on at ``iteration``."""
+    """One line for each setting that differs, with what happens to it in a run resumed at ``iteration``."""
     return [
         f"{key}: {before} before, {now} now: "
         + ("kept as before, the run began from it" if key in KEPT else f"honoured from iteration {iteration} on")

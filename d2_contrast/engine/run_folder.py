@@ -1,4 +1,4 @@
-"""The folder of a run: one run in it at a time, and none over another."""
+"""The folder of a run: it holds one run, which no other overwrites."""
 
 import errno
 import fcntl
@@ -23,7 +23,7 @@ DEAD_AFTER = 300
 
 
 class FolderInUseError(OSError):
-    """A folder cannot be used for a run, because of another run that is, or was, in it."""
+    """A folder cannot be used for a run because it holds another one."""
 
 
 def find_run(folder: str) -> str:
@@ -33,7 +33,7 @@ def find_run(folder: str) -> str:
 
 
 def prepare_folder(folder: str, *, resume: bool, overwrite: bool) -> str:
-    """See to it that a training run can start in a folder; called before anything is written there.
+    """Make sure that a training run can start in a folder; called before anything is written there.
 
     Args:
         folder: of the run; need not exist.

@@ -1,4 +1,4 @@
-"""The learning rates of a whole run, looked at before it starts."""
+"""A check of the learning rates of a whole run before it starts."""
 
 import logging
 import math
@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 
 
 def check_schedule(cfg: CfgNode) -> None:
-    """Go through the learning rates of all iterations, with an optimizer that trains nothing.
+    """Compute the learning rates of all iterations with an optimizer that trains nothing.
 
-    A run that ends before its warm-up is warned of.
+    Warns if the run ends before its warm-up.
 
     Raises:
         ValueError: there is none for an iteration, it is negative or not finite, or it is 0 throughout.
@@ -28,7 +28,7 @@ def check_schedule(cfg: CfgNode) -> None:
     step = max(1, solver.MAX_ITER // MOST)
     try:
         scheduler = build_lr_scheduler(cfg, optimizer)
-        # The rate after the last iteration is not used, but asked for.
+        # The schedule is asked for the rate after the last iteration, too.
         for iteration in (*range(0, solver.MAX_ITER, step), solver.MAX_ITER):
             scheduler.last_epoch = iteration  # of which Detectron2's schedules are functions
             (rate,) = scheduler.get_lr()

@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 
 def setup(args: Namespace) -> CfgNode:
-    """Read and check the config that ``args`` describes; see to it that its OUTPUT_DIR is free for a run and start
-    logging there; seed random numbers.
+    """Read and check the config that ``args`` describes, make sure that its OUTPUT_DIR is free, start logging
+    there, and seed random numbers.
 
     Like Detectron2's ``default_setup``, but it does not write the config: the trainer does, since a resumed run may
     change it.
@@ -74,7 +74,7 @@ def setup(args: Namespace) -> CfgNode:
     if cfg.MODEL.DEVICE != wanted:
         logger.warning("MODEL.DEVICE is %r but this machine has no GPU that torch can use: running on cpu", wanted)
     if cfg.MODEL.DEVICE == "cpu" and comm.get_local_size() > 1 and "OMP_NUM_THREADS" not in os.environ:
-        # Processes that each take all cores slow each other down many times over.
+        # Processes that each use all cores slow each other down many times.
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     return cfg
 

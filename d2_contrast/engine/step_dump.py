@@ -18,7 +18,7 @@ from .checkpoint_files import read_torch
 from .optimizer import build_optimizer
 from .train_step import TrainStep, batch_files
 
-PLAIN = (Tensor, str, int, float)  # what a file may hold that is read without running code
+PLAIN = (Tensor, str, int, float)  # types that can be read without running code
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def replay_step(path: str) -> list[str]:
     It runs in one process: losses that look at the batches of others (MODEL.CONTRAST.GATHER, SyncBN) may differ.
 
     Returns:
-        What to tell: the step, why it was written, what is not finite now, and where that begins.
+        Lines to print: the step, why it was written, what is not finite now, and where that begins.
 
     Raises:
         FileNotFoundError, ValueError: the file is missing, damaged or no such step.

@@ -14,10 +14,10 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # preempted, Ctrl-C, terminal closed
-# One Ctrl-C can reach a process twice, from the terminal and from its launcher: what follows within so many seconds is
-# the same request.
+# One Ctrl-C can reach a process twice, from the terminal and from its launcher. Signals within this time, seconds, are
+# one request.
 SAME_REQUEST = 1.0
-# A process that waits for one that has died does not reach the end of its step. It is given so many seconds.
+# A process that waits for a dead one never ends its step. After this time, seconds, it is ended.
 PATIENCE = 300.0
 
 
@@ -30,7 +30,7 @@ class StopEvaluation(Exception):
 
 
 class StopRequests:
-    """While it is entered, a signal to end is noted, to be acted on where nothing is lost; a second one ends at once.
+    """Inside the block a signal to end is noted, so that the run ends where nothing is lost; a second one ends it at once.
 
     Attributes:
         received: number of the signal that this process got, 0 for none.
@@ -44,8 +44,8 @@ class StopRequests:
     def __enter__(self) -> "StopRequests":
         if threading.current_thread() is not threading.main_thread():
             return self  # only the main thread can take signals
-        # Python's handlers wait until the main thread is back from whatever it does, which may be never where it waits
-        # for another process. The numbers of signals come out of this pipe at once.
+        # Python runs handlers in the main thread, which may wait for another process forever. The numbers of signals
+        # come out of this pipe at once.
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._pipe_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
@@ -72,7 +72,7 @@ class StopRequests:
             raise Stopped(128 + int(number))
 
     def answer(self) -> None:
-        """Say that the request is being acted on, which may take as long as it takes."""
+        """Say that the run is ending, so that no time limit applies any more."""
         self._answered.set()
 
     def _note(self, number: int, _frame) -> None:
@@ -114,8 +114,8 @@ def heeded_signals() -> list[signal.Signals]:
 class StoppableEvaluator(DatasetEvaluator):
     """An evaluator that ends with :class:`Stopped` when the run is asked to end, and then computes no results.
 
-    A process that is asked raises :class:`StopEvaluation` at its next image. Whoever catches that calls
-    ``requests.check()``, where it meets the others, who find out at the end of their images.
+    A process that is asked raises :class:`StopEvaluation` at its next image. The caller catches it and
+    calls ``requests.check()``, where all processes meet; the others get there at the end of their images.
     """
 
     def __init__(self, evaluator: DatasetEvaluator, requests: StopRequests):

@@ -1,4 +1,4 @@
-"""Files of weights for predictions alone, which say what config and classes they belong to."""
+"""Files of weights for prediction only, with the config and the classes inside."""
 
 import json
 import logging
@@ -66,7 +66,7 @@ class BestWeights:
         """
         Args:
             cfg: of the run.
-            goes_on: the run was resumed, so that a file that is there is one of its own.
+            goes_on: the run was resumed, so an existing file is its own.
         """
         self.cfg = cfg
         self.path = os.path.join(cfg.OUTPUT_DIR, BEST)

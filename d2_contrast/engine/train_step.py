@@ -52,7 +52,7 @@ class TrainStep(SimpleTrainer):
     and gradients before they reach the weights.
 
     Attributes:
-        batches: those of the step that is under way, or was last.
+        batches: those of the current or the last step.
         random_key: two integers that the random numbers of the steps follow from, see __init__; None for none.
         skipped: how many steps were skipped because something was not finite.
     """
@@ -100,7 +100,7 @@ class TrainStep(SimpleTrainer):
 
         Raises:
             NonFiniteError: a loss or a gradient is not finite, in any process; weights are as before. All processes
-                raise it. What steps are skipped instead, ``non_finite`` says.
+                raise it. ``non_finite`` says which steps are skipped instead.
         """
         statistics = self._running_statistics() if self.non_finite.action == "skip" else None
         self.batches, data_time = [], 0.0
@@ -141,7 +141,7 @@ class TrainStep(SimpleTrainer):
     def infinite_gradients(self) -> list[str]:
         """Names of the parameters whose gradient is not finite.
 
-        None in float16: there they are usual, have the scale of losses lowered and the step left out.
+        Empty in float16, where such gradients are usual: the scaler skips the step and lowers the scale.
         """
         return [name for name, gradient in self._gradients().items() if not gradient.isfinite().all()]
 

@@ -1,4 +1,4 @@
-"""Trained networks: where their weights and config are, and loading them, for all who do not train them further."""
+"""Trained networks: finding their weights and config, and loading them for everything but training."""
 
 import logging
 import os
@@ -115,7 +115,7 @@ def load_network(cfg: CfgNode, weights: str, *, whole: bool = False) -> tuple[nn
 
 
 def _config_inside(weights: str) -> str:
-    """The text of the config in a file of weights, "" for none; what is wrong with a file is said when it is loaded."""
+    """The text of the config in a file of weights, "" for none. A damaged file is reported when it is loaded."""
     try:
         if file_kind(weights) == "safetensors":
             return read_header(weights).get("config", "")

@@ -238,7 +238,7 @@ class Trainer(DefaultTrainer):
         return self.last_results
 
     def _catch_up(self) -> None:
-        """Do what was still to be done after the checkpoint in the same iteration, if a kill came between."""
+        """Do what follows a checkpoint in the same iteration, if the run was killed in between."""
         if not self.start_iter:
             return
         done = self.start_iter - 1
@@ -295,7 +295,7 @@ class Trainer(DefaultTrainer):
             raise Stopped(128 + self.stop.received) from error
 
     def _rescue(self, error: BaseException) -> str:
-        """Save the iterations that are complete, if that is possible, and say what there is to go on from."""
+        """Save the completed iterations if possible, and say what the run can be resumed from."""
         done = self.scheduler.last_epoch - 1
         last = f"the last checkpoint is {self.checkpointer.last_checkpoint() or 'none'}"
         if isinstance(error, NonFiniteError):

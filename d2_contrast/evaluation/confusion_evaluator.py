@@ -117,7 +117,7 @@ class ConfusionEvaluator(DatasetEvaluator):
         return OrderedDict(sem_seg=results)
 
     def gather(self) -> None:
-        """Sum over the processes what was counted, once all is; called in all of them."""
+        """Wait for all counts and sum them over the processes; called in all of them."""
         self._background.finish()
         counts = self.sum_over_processes(self._counts)
         self._all_pixels = self.sum_over_processes(self._pixels)

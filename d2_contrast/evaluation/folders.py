@@ -1,4 +1,4 @@
-"""Folders for the results of evaluations, so that none overwrites another."""
+"""Folders for the results of evaluations: no evaluation overwrites another."""
 
 import hashlib
 import json

@@ -45,7 +45,7 @@ def _argmax_in_cache(scores: Tensor) -> Tensor:
         torch.gt(score, best, out=larger)
         torch.maximum(score, best, out=best)
         torch.maximum(classes, larger.mul_(k), out=classes)
-    # No number is larger than NaN, which argmax takes for the largest.
+    # argmax takes NaN for the largest number; no comparison does.
     return scores.argmax(0) if best.isnan().any() else classes
 
 

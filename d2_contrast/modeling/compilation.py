@@ -7,12 +7,12 @@ from torch import nn
 
 
 def compile_network(model: nn.Module, backend: str | Callable = "inductor") -> nn.Module:
-    """Have the parts of a segmentor compiled when they are first called, in place: names of tensors stay as they are.
+    """Compile the parts of a segmentor in place when they are first called; names of tensors stay the same.
 
-    Parts are the backbone, each head, and the projectors of whole maps, every one in whole. What lies between them is
-    run as it is: reading inputs, drawing anchors, the losses of which the number of anchors changes in every step.
+    Parts are the backbone, each head, and the projectors of whole maps, each as one graph. The rest runs uncompiled:
+    reading inputs, drawing anchors, and the losses, since the number of anchors changes in every step.
 
-    A part is compiled for the size of its first images. Other sizes have it compiled once more, for any size. After
+    A part is compiled for the size of its first images, and once more, for any size, when another size comes. After
     eight variants (training, evaluation, mixed precision or not, ...), torch's limit, it runs uncompiled.
 
     Args:

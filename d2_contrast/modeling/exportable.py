@@ -60,7 +60,7 @@ class ExportableSegmentor(nn.Module):
         """
         height, width = images.shape[-2:]
         if not torch.jit.is_tracing():
-            torch._check(height >= 1)  # from which torch.export follows that no map is empty
+            torch._check(height >= 1)  # tells torch.export that no map is empty
             torch._check(width >= 1)
         x = (images - self.pixel_mean) / self.pixel_std
         rows, columns = (_round_up(side, self.multiple) for side in (height, width))
@@ -169,7 +169,7 @@ class SwinStage(nn.Module):
         return _copy(windows).view(count, down * across, self.window * self.window, channels)
 
     def _mask(self, tokens: Tensor) -> Tensor:
-        """What keeps tokens apart that only a shift has brought together, (windows, window ** 2, window ** 2)."""
+        """The mask between tokens that only became neighbours by the shift, (windows, window ** 2, window ** 2)."""
         tokens = self._pad(tokens)
         rows, columns = (
             sum((position >= position.amax() + 1 - border).long() for border in (self.window, self.shift))
@@ -204,7 +204,7 @@ def _bin_weights(line: Tensor, bins: Tensor) -> Tensor:
 
 
 def _copy(x: Tensor) -> Tensor:
-    """A copy that can be viewed in any shape. Tensor.reshape decides by the size whether it needs one."""
+    """A copy that can be viewed in any shape. Tensor.reshape would decide by the size whether to copy."""
     return x.clone(memory_format=torch.contiguous_format)
 
 

@@ -32,7 +32,7 @@ def select_features(shapes: Mapping[str, ShapeSpec], names: Iterable[str], key: 
 
 
 def join_shapes(shapes: Mapping[str, ShapeSpec], names: Iterable[str], key: str) -> dict[str, ShapeSpec]:
-    """Do what :func:`select_features` does, where "a+b" stands for maps that :func:`join_features` concatenates."""
+    """As :func:`select_features`; a name "a+b" stands for two maps that :func:`join_features` concatenates."""
     joined = {}
     for name in list(names) or [""]:
         parts = select_features(shapes, name.split("+") if name else [], key).values()
@@ -52,7 +52,7 @@ def join_features(features: Mapping[str, Tensor], names: Iterable[str]) -> dict[
 
 
 def contrasted_features(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> list[str]:
-    """Names of the feature maps that the contrastive losses act on, or would act on if they were enabled.
+    """Names of the feature maps that are contrasted, or would be if the losses were enabled.
 
     A config without the losses rarely sets MODEL.CONTRAST.IN_FEATURES. If that list lacks a map that the head reads, as
     the default does for a pyramid, the maps of the head are taken. If the backbone has none of these maps, all of its
@@ -78,7 +78,7 @@ def pad_batch(model: nn.Module, tensors: list[Tensor], value: float) -> ImageLis
 
 
 def narrow(labels: Tensor) -> Tensor:
-    """Labels in the memory of the host as uint8, an eighth of what there is to copy, where their values allow it."""
+    """Labels in host memory as uint8 if their values allow it: an eighth of the bytes to copy."""
     low, high = (int(x) for x in labels.aminmax())
     return labels.to(torch.uint8) if low >= 0 and high <= torch.iinfo(torch.uint8).max else labels
 

@@ -68,7 +68,7 @@ class ContrastiveSegmentor(SemanticSegmentor):
             kwargs: see SemanticSegmentor.
 
         Raises:
-            ValueError: the losses need to know what is predicted, and the head does not say it in training.
+            ValueError: the losses need the logits, and the head does not return them in training.
         """
         super().__init__(**kwargs)
         if contrast is not None and contrast.needs_logits and not isinstance(self.sem_seg_head, SemSegHead):
@@ -90,7 +90,7 @@ class ContrastiveSegmentor(SemanticSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict:
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
-        # Detectron2's heads pass over names that do not exist.
+        # Detectron2's heads ignore names that do not exist.
         select_features(shapes, cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES, "MODEL.SEM_SEG_HEAD.IN_FEATURES")
         args = {
             "backbone": backbone,
@@ -123,7 +123,7 @@ class ContrastiveSegmentor(SemanticSegmentor):
         if not self.training:
             logits, _ = self.sem_seg_head(features, None)
             return self._to_outputs(logits, images, batched_inputs)
-        # Labels stay on the host, where positions to contrast are chosen while the device computes the network.
+        # Labels stay on the host: positions are drawn there while the device computes the network.
         labels = pad_batch(self, [x["sem_seg"] for x in batched_inputs], self.sem_seg_head.ignore_value).tensor
         targets = to_device(narrow(labels), self.device).long()
         contrasted = features

@@ -138,7 +138,7 @@ class LovaszSoftmax(nn.Module):
         terms = []
         for label in _classes(targets, valid, logits.shape[1]):
             is_label = valid & (targets == label)
-            # Pixels that do not count come last, where nothing can be lost any more.
+            # Pixels that do not count come last, where they add nothing.
             errors = (is_label.float() - probabilities[label]).abs().masked_fill(~valid, -1.0)
             errors, order = errors.sort(descending=True)
             terms.append((errors * _jaccard_steps(is_label[order], valid[order])).sum())
@@ -146,7 +146,7 @@ class LovaszSoftmax(nn.Module):
 
 
 def _classes(targets: Tensor, counts: Tensor, num_classes: int) -> list[int]:
-    """The classes of the targets (P,) that count (P,): all that a GPU is waited for, since each takes a sort."""
+    """The classes of the targets (P,) that count (P,). Each of them takes a sort, so this waits for a GPU."""
     occurs = torch.zeros(num_classes + 1, dtype=torch.bool, device=targets.device)
     occurs.scatter_(0, targets.where(counts, num_classes), True)
     return [label for label, does in enumerate(occurs[:-1].tolist()) if does]

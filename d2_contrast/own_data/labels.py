@@ -15,7 +15,7 @@ from ..data.files import read_raw_label
 from ..data.labels import count_values
 
 Color = tuple[int, int, int]
-MAX_VALUES = 255  # more are no classes but instances, or a picture
+MAX_VALUES = 255  # more values mean instances or a picture, not classes
 
 
 @dataclass(frozen=True)

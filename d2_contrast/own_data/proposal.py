@@ -54,7 +54,7 @@ OUTPUT_DIR: "output/{name}"
 
 @dataclass(frozen=True)
 class Proposal:
-    """What is found in a folder and proposed for it; :meth:`write` puts it on the disk.
+    """What was found in a folder, and what is proposed for it; :meth:`write` writes it to disk.
 
     Attributes:
         name: what names of datasets and files begin with.

@@ -44,7 +44,7 @@ def draw_legend(
     line = round(1.6 * font_size)
     names = {i: _one_line(classes.names[i]) for i in {*shown, *room_for}}
     widest = max((math.ceil(font.getlength(names[i])) for i in room_for), default=0)
-    # No wider than what fits beside its square, but for pictures so small that names could not be read.
+    # Names are cut to fit beside the square, except in pictures so small that they could not be read.
     text_width = min(widest, max(width - square - 3 * gap, 16 * font_size))
     entry = square + text_width + 2 * gap
     columns = max(1, min((width - gap) // entry, len(room_for)))

@@ -46,7 +46,7 @@ class ResultWriter:
         return path
 
     def allocate(self, names: Sequence[str]) -> Callable[[int, tuple[int, int, int]], np.ndarray] | None:
-        """What takes the probabilities of some images while they are predicted: files, so that none is in memory."""
+        """Gives memory-mapped files that take the probabilities of images while they are predicted."""
         if "probabilities" not in self.kinds:
             return None
         return lambda i, shape: np.lib.format.open_memmap(

@@ -22,7 +22,7 @@ from ..evaluation.metrics import argmax_classes
 from .images import ImageLike, to_rgb
 from .segmentation import Segmentation
 
-# Gives an array (K, H, W) for the probabilities of the image of this index, by its shape.
+# Given the index of an image and a shape (K, H, W), returns the array that takes its probabilities.
 Allocate = Callable[[int, tuple[int, int, int]], np.ndarray]
 
 

@@ -29,7 +29,7 @@ LABEL_ENCODINGS = {
     "0..10, 11 ignored": {**{i: i for i in range(len(CLASSES))}, VOID: 255},
     "0..10, 255 ignored": {**{i: i for i in range(len(CLASSES))}, 255: 255},
 }
-# Folders, and the step from a frame to the next one that is taken: frames in turn are alike.
+# Folders of a split, and how many frames to advance: neighbouring frames are alike.
 SPLITS = {
     "train": (("train",), 1),
     "val": (("val",), 1),

@@ -72,7 +72,7 @@ def load_dataset(name: str, find: Callable[[Path], list[Pair]]) -> list[dict]:
 
 
 def _check_pairs(name: str, pairs: list[Pair]) -> None:
-    """Images that share a label map are one image twice, or an image and something else."""
+    """Refuse images that share a label map: one image twice, or an image and something else."""
     image_of: dict[Path, Path] = {}
     for image, label in pairs:
         if label is not None and (other := image_of.setdefault(label, image)) != image:

@@ -229,7 +229,7 @@ def _try_sizes(body: nn.Module, name: str) -> ImageSizes:
             return ImageSizes(multiple, smallest)
     if runs(native, native):
         return ImageSizes(native, native, native)
-    return ImageSizes(step, step)  # cannot be tried: it may well run
+    return ImageSizes(step, step)  # it cannot be tried on the meta device, but may still run
 
 
 def convert_batch_norm(model: nn.Module, norm: str) -> nn.Module:
@@ -245,5 +245,5 @@ def convert_batch_norm(model: nn.Module, norm: str) -> nn.Module:
 
 
 def wants_pretrained(cfg: CfgNode) -> bool:
-    """Whether a backbone downloads its weights: not if it gets others from MODEL.WEIGHTS."""
+    """Whether a backbone downloads its weights: it does not if MODEL.WEIGHTS names others."""
     return cfg.MODEL.BACKBONE.PRETRAINED and not cfg.MODEL.WEIGHTS
