@@ -30,7 +30,7 @@ class StopEvaluation(Exception):
 
 
 class StopRequests:
-    """Inside the block a signal to end is noted, so that the run ends where nothing is lost; a second one ends it at once.
+    """Inside the block a signal to end is noted, to end the run where nothing is lost; a second one ends it at once.
 
     Attributes:
         received: number of the signal that this process got, 0 for none.
