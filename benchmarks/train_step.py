@@ -4,12 +4,14 @@
 
 Batches are random images, and label maps of cells with about ten classes an image. A step is forward pass, backward
 pass and SGD update. "dense" projects whole maps, "anchors" the sampled positions alone. The ratio of times is the
-median over rounds of all forms in turn. Memory is the peak of a process of its own, with its libraries. KEY VALUE
-pairs override the configs.
+median over rounds of all forms in turn. Seconds are those of the processor, so that other load on the machine does not
+count; on several threads they add up. Memory is the peak of a process of its own, with its libraries. KEY VALUE pairs
+override the configs.
 """
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
 
 import torch
@@ -82,7 +84,7 @@ def compare(name: str, repeats: int, overrides: list[str]) -> list[list[object]]
     """A row for each form: seconds and peak memory, and their ratios to those without the losses."""
     images = MODELS[name][2]
     configs = {form: config(name, form, overrides) for form in FORMS}
-    seconds = time_rounds({form: step(cfg, images) for form, cfg in configs.items()}, repeats)
+    seconds = time_rounds({form: step(cfg, images) for form, cfg in configs.items()}, repeats, time.process_time)
     memory = {form: in_subprocess("benchmarks.train_step", "--measure", name, form, *overrides)[0] for form in configs}
     height, width = configs["without"].INPUT.CROP.SIZE
     rows = []
@@ -104,8 +106,9 @@ def main() -> None:
         print(measure_memory(*args.measure, args.overrides))
         return
     print(f"{machine()}\n", flush=True)
-    rows = [row for name in args.models for row in compare(name, args.repeats, args.overrides)]
-    print(markdown(["model", "batch", "losses", "s", "ratio", "MB", "ratio"], rows))
+    for name in args.models:
+        rows = compare(name, args.repeats, args.overrides)
+        print(markdown(["model", "batch", "losses", "s", "ratio", "MB", "ratio"], rows), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":
