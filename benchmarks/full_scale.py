@@ -4,8 +4,9 @@
 
 Nothing is trained: the networks run on fake tensors, which have shapes but no values. Memory is what a step holds when
 its backward pass begins: weights, what the optimizer keeps, and all tensors that autograd has saved, projectors of the
-contrastive losses included. Workspace of kernels, the anchors (under 0.1 GB), the allocator and CUDA come on top. Operations are multiply-adds of forward and backward pass, of which the latter takes twice the former. Hours
-assume a share of the GPU's peak that published trainings reach, see UTILISATION.
+contrastive losses included. Workspace of kernels, the anchors (under 0.1 GB), the allocator and CUDA come on top.
+Operations are multiply-adds of forward and backward pass, of which the latter takes twice the former. Hours assume a
+share of the GPU's peak that published trainings reach, see UTILISATION.
 """
 
 import argparse
