@@ -36,6 +36,7 @@ SECONDS = 20.0  # that a case may take
 BATCH = 40  # cases of one process
 MEMORY = 6 << 30  # bytes that such a process may take on top of what it starts with
 LONGEST_SENTENCE = 700  # characters
+MOST_BREAKS = 3  # line breaks in a sentence, shown as escape sequences: those of broken names, said more than once
 ENDS = ("accepted", "named", "obscure")
 
 
@@ -84,7 +85,7 @@ def judge(case: Case) -> Outcome:
 
 def _complaint(sentence: str, culprits: Sequence[str]) -> str:
     """What is wrong with the sentence of an error, "" if nothing is."""
-    if "\n" in sentence.strip() or "Traceback" in sentence:
+    if sentence.count(r"\n") > MOST_BREAKS or "Traceback" in sentence:
         return "not one sentence: "
     if len(sentence) > LONGEST_SENTENCE:
         return f"{len(sentence)} characters: "
