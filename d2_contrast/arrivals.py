@@ -13,4 +13,5 @@ def arrive() -> None:
 
 
 def count_arrivals() -> int:
+    """How often this process has called :func:`arrive`."""
     return _arrivals
