@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -191,11 +192,12 @@ def main() -> None:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         kinds = make_kinds(Path(folder), args.kinds, args.seed)
-        outcomes = []
-        for outcome in run_cases(make_cases(kinds, SHARES, args.cases, args.seed)):
-            outcomes.append(outcome)
-            if outcome.end == "obscure":
-                print(f"{outcome.kind}: {outcome.name}\n  {outcome.detail}", file=sys.stderr, flush=True)
+        outcomes: list[Outcome] = []
+        with suppress(KeyboardInterrupt):  # which ends with the table of the cases so far
+            for outcome in run_cases(make_cases(kinds, SHARES, args.cases, args.seed)):
+                outcomes.append(outcome)
+                if outcome.end == "obscure":
+                    print(f"{outcome.kind}: {outcome.name}\n  {outcome.detail}", file=sys.stderr, flush=True)
     rows = count_ends(outcomes)
     print(machine())
     print(markdown(["kind", "cases", *ENDS], rows))

@@ -52,7 +52,7 @@ def test_what_is_a_bug():
     def of_the_test():
         raise ValueError("not of the package")
 
-    for function, args in ((of_the_test, ()), (config_changes, (None, None)), (int, ("x",)), (lambda: {}["key"], ())):
+    for function, args in ((of_the_test, ()), (config_changes, ("{}", None)), (int, ("x",)), (lambda: {}["key"], ())):
         assert explain(catch(function, *args)) is None
 
 
