@@ -190,8 +190,10 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        kinds = make_kinds(Path(folder), args.kinds, args.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "two", "below")  # some values lead to folders above, which may be large elsewhere
+        folder.mkdir(parents=True)
+        kinds = make_kinds(folder, args.kinds, args.seed)
         outcomes: list[Outcome] = []
         with suppress(KeyboardInterrupt):  # which ends with the table of the cases so far
             for outcome in run_cases(make_cases(kinds, SHARES, args.cases, args.seed)):
