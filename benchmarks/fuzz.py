@@ -110,21 +110,23 @@ def run_cases(cases: Sequence[Callable[[], Case]], seconds: float = SECONDS) -> 
         process.start()
         theirs.close()
         end = min(done + BATCH, len(cases))
-        while done < end:
-            outcome = _receive(ours, seconds)
-            done += 1
-            if isinstance(outcome, Outcome):
-                yield outcome
-                continue
-            case = cases[done - 1]()
-            if outcome == "hangs" and case.may_last:
-                yield Outcome(case.kind, case.name, "accepted", f"still running after {seconds:g} s")
-            else:
-                process.join(0 if outcome == "hangs" else None)
-                yield Outcome(case.kind, case.name, "obscure", f"{outcome} (exit code {process.exitcode})")
-            break
-        process.kill()
-        process.join()
+        try:
+            while done < end:
+                outcome = _receive(ours, seconds)
+                done += 1
+                if isinstance(outcome, Outcome):
+                    yield outcome
+                    continue
+                case = cases[done - 1]()
+                if outcome == "hangs" and case.may_last:
+                    yield Outcome(case.kind, case.name, "accepted", f"still running after {seconds:g} s")
+                else:
+                    process.join(0 if outcome == "hangs" else None)
+                    yield Outcome(case.kind, case.name, "obscure", f"{outcome} (exit code {process.exitcode})")
+                break
+        finally:
+            process.kill()
+            process.join()
 
 
 def _receive(connection: Connection, seconds: float) -> Outcome | str:
