@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -36,6 +37,7 @@ SECONDS = 20.0  # that a case may take
 BATCH = 40  # cases of one process
 MEMORY = 6 << 30  # bytes that such a process may take on top of what it starts with
 LONGEST_SENTENCE = 700  # characters
+MOST_BREAKS = 3  # line breaks in a sentence, shown as escape sequences: those of broken names, said more than once
 ENDS = ("accepted", "named", "obscure")
 
 
@@ -84,7 +86,7 @@ def judge(case: Case) -> Outcome:
 
 def _complaint(sentence: str, culprits: Sequence[str]) -> str:
     """What is wrong with the sentence of an error, "" if nothing is."""
-    if "\n" in sentence.strip() or "Traceback" in sentence:
+    if sentence.count(r"\n") > MOST_BREAKS or "Traceback" in sentence:
         return "not one sentence: "
     if len(sentence) > LONGEST_SENTENCE:
         return f"{len(sentence)} characters: "
@@ -108,21 +110,23 @@ def run_cases(cases: Sequence[Callable[[], Case]], seconds: float = SECONDS) -> 
         process.start()
         theirs.close()
         end = min(done + BATCH, len(cases))
-        while done < end:
-            outcome = _receive(ours, seconds)
-            done += 1
-            if isinstance(outcome, Outcome):
-                yield outcome
-                continue
-            case = cases[done - 1]()
-            if outcome == "hangs" and case.may_last:
-                yield Outcome(case.kind, case.name, "accepted", f"still running after {seconds:g} s")
-            else:
-                process.join(0 if outcome == "hangs" else None)
-                yield Outcome(case.kind, case.name, "obscure", f"{outcome} (exit code {process.exitcode})")
-            break
-        process.kill()
-        process.join()
+        try:
+            while done < end:
+                outcome = _receive(ours, seconds)
+                done += 1
+                if isinstance(outcome, Outcome):
+                    yield outcome
+                    continue
+                case = cases[done - 1]()
+                if outcome == "hangs" and case.may_last:
+                    yield Outcome(case.kind, case.name, "accepted", f"still running after {seconds:g} s")
+                else:
+                    process.join(0 if outcome == "hangs" else None)
+                    yield Outcome(case.kind, case.name, "obscure", f"{outcome} (exit code {process.exitcode})")
+                break
+        finally:
+            process.kill()
+            process.join()
 
 
 def _receive(connection: Connection, seconds: float) -> Outcome | str:
@@ -188,13 +192,16 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        kinds = make_kinds(Path(folder), args.kinds, args.seed)
-        outcomes = []
-        for outcome in run_cases(make_cases(kinds, SHARES, args.cases, args.seed)):
-            outcomes.append(outcome)
-            if outcome.end == "obscure":
-                print(f"{outcome.kind}: {outcome.name}\n  {outcome.detail}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "two", "below")  # some values lead to folders above, which may be large elsewhere
+        folder.mkdir(parents=True)
+        kinds = make_kinds(folder, args.kinds, args.seed)
+        outcomes: list[Outcome] = []
+        with suppress(KeyboardInterrupt):  # which ends with the table of the cases so far
+            for outcome in run_cases(make_cases(kinds, SHARES, args.cases, args.seed)):
+                outcomes.append(outcome)
+                if outcome.end == "obscure":
+                    print(f"{outcome.kind}: {outcome.name}\n  {outcome.detail}", file=sys.stderr, flush=True)
     rows = count_ends(outcomes)
     print(machine())
     print(markdown(["kind", "cases", *ENDS], rows))

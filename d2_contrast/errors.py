@@ -17,6 +17,8 @@ EXIT_CODE = 2
 # What torch puts around an exception in a worker of the data loader.
 IN_WORKER = re.compile(r"Caught (?P<type>\w+) in .*worker.*\nOriginal Traceback", re.IGNORECASE)
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 # What torch says, on a CPU and on a GPU.
 NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
 
@@ -34,9 +36,9 @@ def explain(error: BaseException) -> str | None:
     errors of the operating system about a file, and a lack of memory.
     """
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{os.fspath(error.filename)}: {error.strerror}"
+        return _in_one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
     if _speaks_to_users(error):
-        return message_of(error)
+        return _in_one_line(message_of(error))
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
         reason = " ".join(str(error).split()) or "of the main memory"
         return (
@@ -53,6 +55,11 @@ def explain(error: BaseException) -> str | None:
 def message_of(error: BaseException) -> str:
     """The words of an exception; a KeyError would quote them."""
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+
+
+def _in_one_line(text: str) -> str:
+    """A text with line breaks and other control characters, which names of files may hold, as escape sequences."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text.strip())
 
 
 def shown(value: object) -> str:
@@ -83,7 +90,7 @@ def _explain_worker(text: str) -> str | None:
     frames = re.findall(r'^  File "(.+)", line \d+, in .+\n    (.+)$', text, re.MULTILINE)
     if not frames or not (frames[-1][0].startswith(PACKAGE) and frames[-1][1].startswith("raise ")):
         return None
-    return re.split(r"^[\w.]+: ", text, flags=re.MULTILINE)[-1].strip()
+    return _in_one_line(re.split(r"^[\w.]+: ", text, flags=re.MULTILINE)[-1])
 
 
 @contextmanager

@@ -144,3 +144,6 @@ def test_channels_that_a_group_norm_cannot_share_out():
         ValueError, match=r"MODEL.UPER.OUT_CHANNELS is 40: .* multiple of 32 .*MODEL.UPER.NORM is 'GN'\)$"
     ):
         Trainer.build_model(cfg)
+    cfg.MODEL.UPER.OUT_CHANNELS = 32
+    with pytest.raises(ValueError, match=r"^MODEL.UPER.OUT_CHANNELS is 32: expected a multiple of 32, 64 or more"):
+        Trainer.build_model(cfg)

@@ -39,13 +39,20 @@ def test_what_speaks_to_users(tmp_path):
         assert sentence.startswith(expected) and "\n" not in sentence
 
 
+def test_control_characters_in_names_are_shown_not_obeyed(tmp_path):
+    path, seen = f"{tmp_path}/a\nb\x1b[2J\u2028.png", rf"{tmp_path}/a\nb\x1b[2J\u2028.png"
+    assert explain(catch(read_image, path)) == f"{seen}: no such image"
+    assert explain(catch(open, path)) == f"{seen}: No such file or directory"
+    assert explain(catch(lambda: next(iter(DataLoader(Images(path), num_workers=1))))) == f"{seen}: no such image"
+
+
 def test_what_is_a_bug():
     """Also where it is of a type that speaks to users elsewhere."""
 
     def of_the_test():
         raise ValueError("not of the package")
 
-    for function, args in ((of_the_test, ()), (config_changes, (None, None)), (int, ("x",)), (lambda: {}["key"], ())):
+    for function, args in ((of_the_test, ()), (config_changes, ("{}", None)), (int, ("x",)), (lambda: {}["key"], ())):
         assert explain(catch(function, *args)) is None
 
 

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..arrivals import arrive
 from ..random_numbers import derive_seed
 from .class_frequencies import count_label_pixels, repeat_factors
 from .mapper import SemSegMapper
@@ -47,6 +48,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
             f"SOLVER.IMS_PER_BATCH is {images}: expected a multiple of the {processes} processes of the job"
         )
     datasets = {name: load_dicts(name) for name in cfg.DATASETS.TRAIN}
+    arrive()
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     stream = SampleStream(
         list(chain(*datasets.values())),

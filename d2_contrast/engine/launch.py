@@ -17,6 +17,7 @@ from detectron2.engine import launch as spawn
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
+from ..arrivals import arrive
 from ..config import load_config
 from ..errors import DEBUG, in_plain_words
 from .process_watch import ProcessWatch
@@ -125,6 +126,7 @@ def _claim_by_store() -> bool:
 def _run(main: Callable[[Namespace], object], args: Namespace) -> None:
     try:
         main(args)
+        arrive()
         comm.synchronize()  # leaving now would break the connection of those that still talk
     finally:
         if dist.is_initialized():

@@ -5,6 +5,8 @@ from typing import TypeVar
 
 from detectron2.utils import comm
 
+from ..arrivals import arrive
+
 T = TypeVar("T")
 
 
@@ -21,6 +23,7 @@ def on_main_process(function: Callable[..., T], *args) -> T:
             result = function(*args)
         except Exception as raised:
             error = raised
+    arrive()
     result, error = comm.all_gather((result, error))[0]
     if error is not None:
         raise error

@@ -1,31 +1,39 @@
-"""Ending a job one of whose processes is stopped or lost, with the name of that process."""
+"""Ending a job one of whose processes is stopped, hangs or is lost, with the name of that process."""
 
+import linecache
 import logging
+import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from contextlib import suppress
 from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
 
 from detectron2.utils import comm
 
-from ..errors import EXIT_CODE
+from ..arrivals import count_arrivals
+from ..errors import EXIT_CODE, PACKAGE
 
 MAX_PERIOD = 10.0  # largest number of seconds between two signs of life
 # Seconds for the other processes to save and to end by themselves, once the one that is silent is killed.
 PATIENCE = 300.0
+END = "end"  # what a process is told that hangs
 
 logger = logging.getLogger(__name__)
 
 
 class ProcessWatch:
     """While it is entered, in all processes of a job, threads of the first process and of the others exchange signs
-    of life.
+    of life: how far each has come (:mod:`~d2_contrast.arrivals`).
 
-    A process that is silent for too long is named, and killed if it is on this machine: whoever waits for it then finds
-    its connection closed, as after any death, saves and ends. Steps of the training do not wait for any of this.
+    A process that is silent for too long is named, and killed if it is on this machine. One that lives but does not
+    come to where the others wait for it is named, with the line of code at which it is, and ends itself. Whoever waits
+    for it then finds its connection closed, as after any death, saves and ends. Steps of the training do not wait for
+    any of this.
     """
 
     def __init__(self, address: str, timeout: float):
@@ -49,7 +57,10 @@ class ProcessWatch:
         everyone = comm.all_gather(own)
         self._processes = [(host, pid) for host, pid, *_ in everyone]
         if listener:
+            self._progress: dict[int, tuple[int, str]] = {}
+            self._connections: dict[int, Connection] = {}
             self._start(self._accept, listener)
+            self._start(self._judge)
         else:
             self._start(self._connect, everyone[0][3], everyone[0][2])
         return self
@@ -63,7 +74,9 @@ class ProcessWatch:
     def _accept(self, listener: Listener) -> None:
         for _ in self._processes[1:]:
             connection = listener.accept()
-            self._start(self._watch, connection.recv(), connection)
+            rank = connection.recv()
+            self._connections[rank] = connection
+            self._start(self._watch, rank, connection)
 
     def _connect(self, port: int, secret: bytes) -> None:
         try:
@@ -75,29 +88,73 @@ class ProcessWatch:
         self._watch(0, connection)
 
     def _watch(self, rank: int, connection: Connection) -> None:
+        """Exchange signs of life with a process; the first one keeps what the others say."""
         heard = time.monotonic()
         with suppress(EOFError, OSError):  # it has ended, which the process group notices
             while not self._ended.wait(self.period):
-                connection.send_bytes(b".")
+                connection.send((count_arrivals(), _where()))
                 while connection.poll():
-                    connection.recv_bytes()
+                    said = connection.recv()
+                    if said == END:
+                        _end_here()
+                    if comm.is_main_process():
+                        self._progress[rank] = said
                     heard = time.monotonic()
                 if time.monotonic() - heard > self.limit:
-                    self._end(rank)
+                    self._end_silent(rank)
                     return
 
-    def _end(self, rank: int) -> None:
+    def _judge(self) -> None:
+        """Find out, in the first process, for whom all wait."""
+        before, since = None, time.monotonic()
+        while not self._ended.wait(self.period):
+            progress = {**self._progress, 0: (count_arrivals(), _where())}
+            arrivals = {rank: count for rank, (count, _) in progress.items()}
+            if arrivals != before or len(arrivals) < len(self._processes):
+                before, since = arrivals, time.monotonic()
+            elif time.monotonic() - since > self.limit and min(arrivals.values()) < max(arrivals.values()):
+                behind = sorted(rank for rank, count in arrivals.items() if count == min(arrivals.values()))
+                for rank in behind:
+                    self._say(f"{self._name(rank)} hangs at {progress[rank][1]}: the others have waited for it for")
+                for rank in behind[::-1]:  # the first one last
+                    if rank == 0:
+                        _end_here()
+                    with suppress(OSError):
+                        self._connections[rank].send(END)
+                return
+
+    def _name(self, rank: int) -> str:
         host, pid = self._processes[rank]
-        text = (
-            f"Process {rank} of {len(self._processes)} (number {pid} on {host}) has not answered for {self.limit:.0f} s"
-            " (PROCESS_GROUP_TIMEOUT): the job ends"
-        )
+        return f"Process {rank} of {len(self._processes)} (number {pid} on {host})"
+
+    def _say(self, text: str) -> None:
+        text = f"{text} {self.limit:.0f} s (PROCESS_GROUP_TIMEOUT): the job ends"
         logger.error(text)
         if not comm.is_main_process():  # the only one whose log is shown
             with suppress(OSError):
                 os.write(2, f"{text}\n".encode())
+
+    def _end_silent(self, rank: int) -> None:
+        self._say(f"{self._name(rank)} has not answered for")
+        host, pid = self._processes[rank]
         if host == socket.gethostname():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         if not self._ended.wait(PATIENCE):
             os._exit(EXIT_CODE)
+
+
+def _where() -> str:
+    """The line at which the main thread of this process is: the innermost of this package, if any."""
+    frame = innermost = sys._current_frames()[threading.main_thread().ident]
+    while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
+        frame = frame.f_back
+    frame = frame or innermost
+    path, line = frame.f_code.co_filename, frame.f_lineno
+    return f"{Path(path).name}:{line} ({linecache.getline(path, line).strip()})"
+
+
+def _end_here() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(EXIT_CODE)

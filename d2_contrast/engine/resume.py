@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..config_files import flatten
-from ..config_ranges import ITERATIONS
+from ..config_ranges import ITERATIONS, Number
 from ..errors import shown
 from ..modeling.weights import DERIVED
 from .train_step import TrainStep
@@ -30,6 +30,8 @@ EXACT_IF_SAME = {
     "that batch statistics and random numbers (anchors, dropout) are others",
 }
 
+COUNT = Number(whole=True, least=0)
+
 Changes = dict[str, tuple[object, object]]
 
 
@@ -44,10 +46,10 @@ def config_changes(before: str, cfg: CfgNode) -> Changes:
         {full key: (value before, value now)}.
     """
     try:
-        old = yaml.safe_load(before) or {}
+        old = yaml.safe_load(before) if isinstance(before, str) else None
     except yaml.YAMLError:
-        old = {}
-    if not old:
+        old = None
+    if not isinstance(old, dict):
         return {}
     old, new = flatten(old), flatten(yaml.safe_load(cfg.dump()))
     keys = sorted(old.keys() | new.keys())
@@ -142,11 +144,28 @@ def _difference(checkpoint: Mapping, network: nn.Module, step: TrainStep, averag
         return "it holds weights alone, no optimizer or iteration"
     if iteration not in ITERATIONS:
         return f"its iteration is {shown(iteration)}"
+    if fault := _find_fault(checkpoint["trainer"]):
+        return fault
     parts = [_compare("the network", _shapes(checkpoint["model"]), _shapes(network.state_dict()))]
     if average is not None and "average" in checkpoint:
         parts.append(_compare("the moving average", _shapes(checkpoint["average"]), _shapes(average.state_dict())))
     parts.append(_compare_optimizers(theirs, trained.get("parameters"), step))
     return next(filter(None, parts), "")
+
+
+def _find_fault(trainer: Mapping) -> str:
+    """What is no number where it should be one, of the place in the data and of what is carried on; "" for none."""
+    data = trainer.get("data")
+    for key in ("position", "threads", *EXACT_IF_SAME) if data is not None else ():
+        if not (data[key] in COUNT or key == "samples" and data[key] is None):
+            return f"{key} of its place in the data is {shown(data[key])}"
+    pairs = [("skipped steps", trainer["_trainer"].get("skipped", (0, 0)))]
+    for name, kept in trainer.get("recent", {}).items():
+        pairs += [(f"recent values of {name}", pair) for pair in kept["values"]]
+    for name, pair in pairs:
+        if len(pair) != 2 or not all(isinstance(number, (int, float)) for number in pair):
+            return f"its {name} are {shown(pair)}: expected two numbers"
+    return ""
 
 
 def _compare_optimizers(theirs: Mapping, their_names: list[list[str]] | None, step: TrainStep) -> str:

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from ..arrivals import arrive
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # preempted, Ctrl-C, terminal closed
 # One Ctrl-C can reach a process twice, from the terminal and from its launcher. Signals within this time, seconds, are
 # one request.
@@ -65,6 +67,7 @@ class StopRequests:
         """Raise :class:`Stopped` in all processes if any was asked to end; to be called in all."""
         number = self.received
         if comm.get_world_size() > 1:
+            arrive()
             number = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
             dist.all_reduce(number, dist.ReduceOp.MAX)
         if number:

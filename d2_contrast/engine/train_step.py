@@ -16,6 +16,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..arrivals import arrive
 from ..contrast.device import to_device
 from ..contrast.distributed import gather_rows
 from ..modeling import precision
@@ -110,6 +111,7 @@ class TrainStep(SimpleTrainer):
             start = time.perf_counter()
             data = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
+            arrive()
             self.batches.append(data)
             if self.random_key is not None:
                 seed_generators(derive_seed(*self.random_key, self.iter, i), self.device_type)
@@ -120,6 +122,7 @@ class TrainStep(SimpleTrainer):
                 with torch.autocast(self.device_type, self.amp_dtype, enabled=self.amp_dtype is not None):
                     losses = self.model(data)
                 loss = sum(losses.values()) / self.accumulation_steps
+                arrive()
                 self.grad_scaler.scale(loss).backward()
             for name, value in losses.items():
                 means[name] += value.detach() / self.accumulation_steps

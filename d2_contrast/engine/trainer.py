@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter, TensorboardXWriter
 from torch import nn
 
+from ..arrivals import arrive
 from ..config_ranges import check_config, ungrouped_channels
 from ..data import build_test_loader, build_train_loader, find_stream
 from ..errors import explain
@@ -72,6 +73,7 @@ class Trainer(DefaultTrainer):
             self.seed = self.stream.seed
         else:
             self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        arrive()
         model = share_among_processes(cfg, model)
         self._trainer = TrainStep(
             model,
@@ -290,6 +292,7 @@ class Trainer(DefaultTrainer):
                     with suppress(Exception):  # the fault itself has been reported
                         hook.after_train()
         if isinstance(error, Stopped):
+            arrive()
             comm.synchronize()  # a process that ends before the checkpoint is written may have the others killed
         elif self.stop.received:  # workers of the data loader have got the signal, too, or another process of the job
             raise Stopped(128 + self.stop.received) from error

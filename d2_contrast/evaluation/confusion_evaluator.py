@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import Tensor
 
+from ..arrivals import arrive
 from ..data import check_metadata, describe_missing_classes, get_ignore_label, read_label
 from ..output import write_whole
 from ..tables import write_json
@@ -132,6 +133,7 @@ class ConfusionEvaluator(DatasetEvaluator):
         """The sum on the main process, None on others; with ``distributed`` off, each process's own."""
         if not self.distributed:
             return counts
+        arrive()
         gathered = comm.gather(counts)
         return sum(gathered[1:], gathered[0]) if comm.is_main_process() else None
 

@@ -13,6 +13,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
+from ..arrivals import arrive
 from ..data import check_metadata, load_dicts
 from ..data.datasets.register import datasets_root
 from ..output import distinct_names
@@ -81,6 +82,7 @@ class SubmissionWriter(DatasetEvaluator):
             OSError: the last file cannot be written.
         """
         self._background.finish()
+        arrive()
         comm.synchronize()
         if comm.is_main_process():
             logger.info("Predictions are in %s", self.folder)

@@ -13,6 +13,7 @@ from processes import run_in_two_processes
 
 from benchmarks.resume import RANDOM, find_differences, make_options, start, train_with_kills, wait
 from d2_contrast.engine import Trainer, setup
+from d2_contrast.engine.train_step import TrainStep, batch_files
 from d2_contrast.visualize import read_metrics
 
 LENGTH = {"SOLVER.MAX_ITER": 21, "SOLVER.CHECKPOINT_PERIOD": 7, "SOLVER.MAX_TO_KEEP": 0}
@@ -52,10 +53,24 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def go_on(cfg) -> None:
+def go_on(cfg, seen: Path | None = None) -> None:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)
+    if seen is not None:
+        note_files(trainer._trainer, seen)
     trainer.train()
+
+
+def note_files(step: TrainStep, path: Path) -> None:
+    """Write the names of the images of each step to a file, a line for a step."""
+    run_step = step.run_step
+
+    def run() -> None:
+        run_step()
+        with open(path, "a") as file:
+            file.write(" ".join(Path(name).name for name in batch_files(step.batches)) + "\n")
+
+    step.run_step = run
 
 
 @pytest.fixture
@@ -144,6 +159,7 @@ def train_twice(rank: int, options: list[str], config: str, folder: Path) -> Non
         cfg = setup(Namespace(config_file=config, opts=options, eval_only=False, resume=resume))
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=resume)
+        note_files(trainer._trainer, folder / f"seen_{rank}")
         trainer.train()
 
 
@@ -156,7 +172,13 @@ def test_two_processes(make_cfg, write_config, tmp_path, logged):
     assert len(losses[0]) == 1
     assert find_differences(folder, whole) == []
 
+    # One of them goes on alone, a half of each batch after the other.
     rewind(folder, 2)
-    go_on(make_cfg(*options, resume=True))
-    assert "1 processes, 2 before: batches hold the same images, but" in logged()
-    assert "Going on in the data after 6 images" in logged()
+    go_on(make_cfg(*options, "SOLVER.MAX_IMS_PER_PROCESS", 1, resume=True), folder / "seen")
+    said = logged()
+    assert "A step takes 2 batches of 1 images" in said and "Going on in the data after 6 images" in said
+    assert "1 images in a batch, 2 before" in said
+    assert "1 processes, 2 before: batches hold the same images, but" in said
+    of_two = [(whole / f"seen_{rank}").read_text().splitlines() for rank in range(2)]
+    alone = (folder / "seen").read_text().splitlines()
+    assert [sorted(step.split()) for step in alone] == [sorted(step) for step in zip(*of_two)][3:]

@@ -142,6 +142,12 @@ LAYOUTS = [
     (lambda state, first: first.update(exp_avg=first["exp_avg"] + math.inf), "1 of its tensors are not finite"),
     (lambda state, first: state["_trainer"]["optimizer"]["state"].update({10**6: first}), "keeps something of"),
     (lambda state, first: state["_trainer"]["optimizer"].update(state=[1]), "is not laid out as a checkpoint"),
+    (lambda state, first: state["data"].pop("batch"), "is not laid out as a checkpoint .*KeyError: 'batch'"),
+    (lambda state, first: state["data"].update(position=-1), "position of its place in the data is -1"),
+    (lambda state, first: state["data"].update(seed="x"), "seed of its place in the data is 'x'"),
+    (lambda state, first: state["_trainer"].update(skipped=[1]), r"its skipped steps are \[1\]: expected two"),
+    (lambda state, first: state.update(recent={"loss": {}}), "is not laid out as a checkpoint"),
+    (lambda state, first: state.update(recent={"loss": {"values": [(1, "x")]}}), "its recent values of loss are"),
     (lambda state, first: state.update(hooks=3), "its parts are not laid out as"),
 ]
 

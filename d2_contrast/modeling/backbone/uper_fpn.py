@@ -11,12 +11,19 @@ from torch import Tensor, nn
 from ..features import select_features
 from ..layers import conv_norm_relu, resize
 
+GROUPS = 32  # of Detectron2's "GN"
+
 
 class PyramidPooling(nn.Module):
     """Pooled context at several scales beside the map itself (Zhao et al., CVPR 2017): (N, C, h, w) to (N, D, h, w)."""
 
     def __init__(self, in_channels: int, out_channels: int, pool_scales: Sequence[int], norm: str):
         super().__init__()
+        if norm == "GN" and out_channels <= GROUPS and 1 in pool_scales:
+            raise ValueError(
+                f"MODEL.UPER.OUT_CHANNELS is {out_channels}: expected a multiple of {GROUPS}, {2 * GROUPS} or more, "
+                "where MODEL.UPER.NORM is 'GN': a pooled map of one position has to have several values in a group"
+            )
         self.branches = nn.ModuleList(
             nn.Sequential(nn.AdaptiveAvgPool2d(scale), conv_norm_relu(in_channels, out_channels, 1, norm))
             for scale in pool_scales
