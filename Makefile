@@ -45,7 +45,7 @@ coverage: $(READY)
 	$(BIN)/python -m pytest --cov
 
 docs: $(READY)
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 clean:
 	rm -rf $(VENV) build docs/_build *.egg-info

@@ -49,6 +49,14 @@ def build(name: str, bottom_up: str) -> tuple[CfgNode, nn.Module]:
     return cfg, build_model(cfg)
 
 
+def describe(family: str, name: str, bottom_up: str, model: nn.Module) -> list[str]:
+    """What the first columns of the table say."""
+    sizes = getattr(innermost_backbone(model)[0], "sizes", ImageSizes(32, 32))
+    images = f"only {sizes.largest}" if sizes.largest else f"any, padded to multiples of {sizes.multiple}"
+    channels = [str(model.backbone.output_shape()[f"res{i}"].channels) for i in range(2, 6)]
+    return [family, f"`{name}`", f"`{bottom_up}`", images, ", ".join(channels)]
+
+
 def trains(model: nn.Module) -> bool:
     """Whether every parameter below the pyramid gets a finite gradient."""
     side = max(64, model.backbone.size_divisibility)
@@ -79,12 +87,8 @@ def main() -> None:
             if args.models and name not in args.models:
                 continue
             cfg, model = build(name, bottom_up)
-            backbone, _ = innermost_backbone(model)
-            sizes = getattr(backbone, "sizes", ImageSizes(32, 32))
-            channels = [model.backbone.output_shape()[f"res{i}"].channels for i in range(2, 6)]
+            row = describe(family, name, bottom_up, model)
             results = [trains(model), exports(cfg, model, "onnx"), exports(cfg, model, "torchscript")]
-            images = f"only {sizes.largest}" if sizes.largest else f"any, padded to multiples of {sizes.multiple}"
-            row = [family, f"`{name}`", f"`{bottom_up}`", images, ", ".join(map(str, channels))]
             row += ["yes" if result else "no" for result in results]
             print(markdown(HEADER, [row]).splitlines()[-1], flush=True)
 

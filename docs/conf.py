@@ -16,13 +16,20 @@ project = "d2_contrast"
 author = "d2_contrast contributors"
 version = release = d2_contrast.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "results"]
 html_theme = "furo"
 html_title = "d2_contrast"
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist"]
+
+# first_steps.ipynb is kept without outputs and runs here.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300  # seconds a cell
+nb_output_stderr = "remove"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -34,7 +41,7 @@ def is_no_page(target: str) -> bool:
     """Whether the target of a link is a file of the repository outside of this site, such as LICENSE."""
     paths = [(root / name).resolve() for root in (DOCS, DOCS.parent) for name in (target, f"{target}.md")]
     found = next((path for path in paths if path.exists()), None)
-    return found is not None and (found.suffix != ".md" or found.parent != DOCS)
+    return found is not None and (found.suffix not in (".md", ".ipynb") or found.parent != DOCS)
 
 
 def unlink_repository_files(app, doctree):

@@ -4,8 +4,10 @@ import inspect
 import io
 import json
 import os
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
@@ -228,25 +230,41 @@ def _write_onnx(network: ExportableSegmentor, images: Tensor, file: IO[bytes], m
     output = LABELS if network.argmax else LOGITS
     rows = 1 if network.argmax else 2
     buffer = io.BytesIO()
+    axes = {
+        INPUT: {0: "batch", 2: "height", 3: "width"},
+        output: {0: "batch", rows: "height", rows + 1: "width"},
+    }
     # The exporter of TorchScript: that of torch.export fixes some sizes, and does not exist in torch 2.4.
-    torch.onnx.export(
-        network,
-        (images,),
-        buffer,
-        input_names=[INPUT],
-        output_names=[output],
-        dynamic_axes={
-            INPUT: {0: "batch", 2: "height", 3: "width"},
-            output: {0: "batch", rows: "height", rows + 1: "width"},
-        },
-        opset_version=OPSET,
-        dynamo=False,
-    )
+    with _quiet_stdout():
+        torch.onnx.export(
+            network,
+            (images,),
+            buffer,
+            input_names=[INPUT],
+            output_names=[output],
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
     onnx = import_extra("onnx", "export")
     model = onnx.load_from_string(buffer.getvalue())
     onnx.helper.set_model_props(model, metadata)
     model.producer_name, model.producer_version = "d2_contrast", __version__
     file.write(model.SerializeToString())
+
+
+@contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """Drop what compiled code prints: where torch's exporter fails, it prints the graph, thousands of lines."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _read_onnx(path: str) -> Callable[[Tensor], Tensor]:

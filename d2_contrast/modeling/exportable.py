@@ -6,11 +6,13 @@ alone. The layers here compute the same from the tensors themselves.
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from detectron2.modeling.backbone.swin import BasicLayer, SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from .backbone.swin import Swin
 from .backbone.timm import FEATURES
@@ -65,7 +67,8 @@ class ExportableSegmentor(nn.Module):
         x = (images - self.pixel_mean) / self.pixel_std
         rows, columns = (_round_up(side, self.multiple) for side in (height, width))
         x = F.pad(x, (0, columns - width, 0, rows - height))
-        logits, _ = self.sem_seg_head(self.backbone(x), None)
+        with ExportableFunctions():
+            logits, _ = self.sem_seg_head(self.backbone(x), None)
         if self.resize:
             logits = resize(logits, (rows, columns))
         logits = logits[:, :, :height, :width]
@@ -101,6 +104,22 @@ class AveragePool(nn.Module):
         count, channels, height, width = x.shape
         x = (_copy(x).view(count * channels * height, width) @ columns.T).view(count, channels, height, -1)
         return (x[:, :, None] * rows[:, :, None]).sum(3)
+
+
+class ExportableFunctions(TorchFunctionMode):
+    """Computes by operators of ONNX what models of timm call: rolls, and tables of positions that fit an image.
+
+    ONNX's counterpart of ``torch.roll`` is wrong where the shift is larger than the map. That of antialiased bicubic
+    resizing does not exist before opset 18.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.roll:
+            return _roll(*args, **kwargs)
+        if func is F.interpolate and kwargs.get("antialias") and kwargs.get("mode") == "bicubic" and kwargs.get("size"):
+            return _resample(*args, kwargs["size"])
+        return func(*args, **kwargs)
 
 
 class ExportableSwin(nn.Module):
@@ -201,6 +220,37 @@ def _bin_weights(line: Tensor, bins: Tensor) -> Tensor:
     end = ((bins + 1) * length + count - 1).div(count, rounding_mode="floor")
     inside = ((position >= first) & (position < end)).to(line.dtype)
     return inside / inside.sum(1, keepdim=True)
+
+
+def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int]) -> Tensor:
+    """torch.roll as a choice of rows and columns."""
+    for shift, axis in zip(shifts, dims):
+        length = x.shape[axis]
+        x = x.index_select(axis, (_range(x, length) - shift) % length)
+    return x
+
+
+def _resample(x: Tensor, size: Sequence[int]) -> Tensor:
+    """F.interpolate(x, size, mode="bicubic", antialias=True) as a product with weights."""
+    height, width = size
+    return _cubic_weights(x, height, x.shape[2]) @ (x @ _cubic_weights(x, width, x.shape[3]).T)
+
+
+def _cubic_weights(x: Tensor, length: int, old_length: int) -> Tensor:
+    """Weights (length, old_length) that resize a line, by Keys' cubic with -0.5, on the device of ``x``."""
+    positions = _range(x, length).to(x.dtype)
+    scale = old_length / (positions.amax() + 1)
+    centers = (positions[:, None] + 0.5) * scale - 0.5
+    distance = ((_range(x, old_length).to(x.dtype) - centers) / scale.clamp(min=1)).abs()
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _range(x: Tensor, length: int) -> Tensor:
+    """0 ... length - 1, on the device of ``x``."""
+    return _positions(x.flatten()[:1].expand(length))
 
 
 def _copy(x: Tensor) -> Tensor:

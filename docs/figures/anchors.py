@@ -1,24 +1,20 @@
-"""Draw docs/anchors.png: the anchors that are drawn from an image at each stride.
-
-python docs/figures/anchors.py
-"""
-
-from pathlib import Path
+"""The anchors that are drawn from an image at each stride."""
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 from d2_contrast.contrast import AnchorSampler
-from d2_contrast.data.datasets.shapes_drawing import CLASSES, COLORS, draw
+from d2_contrast.data.datasets.shapes_drawing import CLASSES, COLORS
+from d2_contrast.data.datasets.shapes_drawing import draw as draw_sample
 
 STRIDES = (4, 8, 16, 32)
 DOTS = {4: 16, 8: 26, 16: 36, 32: 50}  # points², by stride
 
 
-def main() -> None:
+def draw() -> Figure:
     """Draw the figure."""
-    image, label = draw("val", 12)
+    image, label = draw_sample("val", 12)
     labels = torch.from_numpy(label).long()[None]
     colors = np.full((256, 3), 40, np.uint8)
     colors[: len(CLASSES)] = COLORS
@@ -43,8 +39,4 @@ def main() -> None:
     for ax in axes:
         ax.set_xticks([])
         ax.set_yticks([])
-    figure.savefig(Path(__file__).parents[1] / "anchors.png", dpi=80)
-
-
-if __name__ == "__main__":
-    main()
+    return figure

@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.backbone.swin import BasicLayer
 from PIL import Image
 from snippets import code_blocks
+from timm.models.swin_transformer import SwinTransformerBlock
 from tiny_models import CONFIGS, STRUCTURES, small_config
 from torch import nn
 
@@ -22,7 +23,7 @@ from d2_contrast.data.datasets.shapes_drawing import CLASSES, draw
 from d2_contrast.engine.checkpoint import ContrastCheckpointer
 from d2_contrast.engine.export import FORMATS, InexactExportError, check_installed, export_network
 from d2_contrast.export import SUFFIXES, main
-from d2_contrast.modeling.exportable import AveragePool, SwinStage
+from d2_contrast.modeling.exportable import AveragePool, ExportableFunctions, SwinStage
 
 UPER = "cityscapes/uper_r101_contrast_bs12_120k.yaml"
 
@@ -98,6 +99,56 @@ def test_windows_by_torch_export(tmp_path):
         for size in [(1, 1, 1), (1, 3, 3), (3, 2, 10), (1, 9, 3)]:
             images = torch.rand(size[0], 4, *size[1:])
             torch.testing.assert_close(run(images), network(images))
+
+
+class TimmWindows(nn.Module):
+    """A shifted block of timm's Swin Transformer on the pixels of an image."""
+
+    argmax = False
+
+    def __init__(self):
+        super().__init__()
+        options = {"window_size": 7, "shift_size": 3, "always_partition": True, "dynamic_mask": True}
+        self.block = SwinTransformerBlock(4, (14, 14), num_heads=2, **options)
+
+    def forward(self, images):
+        with ExportableFunctions():
+            return self.block(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_timms_windows_by_onnx(tmp_path):
+    """Images of several windows, and of less than the shift."""
+    torch.manual_seed(0)
+    write, read = FORMATS["onnx"]
+    network = TimmWindows().eval()
+    nn.init.normal_(network.block.attn.relative_position_bias_table)
+    with torch.no_grad(), (tmp_path / "block.onnx").open("wb") as file:
+        write(network, torch.rand(2, 4, 16, 15), file, {})
+        file.flush()
+        run = read(file.name)
+        for size in [(1, 1, 1), (3, 2, 4), (1, 5, 20)]:
+            images = torch.rand(size[0], 4, *size[1:])
+            x = images.permute(0, 2, 3, 1)
+            torch.testing.assert_close(run(images), network.block(x).permute(0, 3, 1, 2), atol=1e-5, rtol=0)
+
+
+def test_plain_vision_transformers(tmp_path):
+    """Their tables of positions are fitted to each image."""
+    vit = {"MODEL__UPER__BOTTOM_UP": "ViTPyramid", "MODEL__TIMM__NAME": "test_vit", "MODEL__VIT__OUT_CHANNELS": 8}
+    cfg, model = make_network(UPER, **vit)
+    nn.init.normal_(model.backbone.bottom_up.net.body.pos_embed)
+    comparisons = export_network(cfg, model, tmp_path / "model", "onnx")
+    assert len({c.size for c in comparisons}) == 5
+
+
+def test_networks_that_cannot_be_traced(tmp_path, monkeypatch, capfd):
+    """One sentence, and nothing that torch's exporter prints."""
+    cfg, model = make_network(UPER, MODEL__UPER__POOL_SCALES=[1])
+    monkeypatch.setattr(AveragePool, "forward", lambda self, x: torch.special.bessel_j0(x.mean((2, 3), keepdim=True)))
+    with pytest.raises(InexactExportError, match="torch cannot trace this network for onnx, .*special_bessel_j0"):
+        export_network(cfg, model, tmp_path / "model.onnx", "onnx")
+    told = capfd.readouterr()
+    assert not told.out and not told.err
 
 
 def test_label_maps(tmp_path):

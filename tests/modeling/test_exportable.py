@@ -5,9 +5,16 @@ import torch
 from detectron2.modeling.backbone.swin import BasicLayer, PatchMerging
 from tiny_models import make_batch, small_model
 from torch import nn
+from torch.nn import functional as F
 
 from d2_contrast.modeling.backbone import Swin
-from d2_contrast.modeling.exportable import AveragePool, ExportableSegmentor, SwinStage, make_exportable
+from d2_contrast.modeling.exportable import (
+    AveragePool,
+    ExportableFunctions,
+    ExportableSegmentor,
+    SwinStage,
+    make_exportable,
+)
 
 
 @pytest.mark.parametrize("bins", [1, 2, 3, 6, (2, 5)])
@@ -32,6 +39,26 @@ def test_swin_stage(window):
         for i in (0, 3):
             torch.testing.assert_close(given[i], expected[i])
         assert given[1:3] + given[4:] == expected[1:3] + expected[4:]
+
+
+@pytest.mark.parametrize("shifts", [(1, -2), (-3, 3), (7, 0), (-7, 12)])
+def test_rolls(shifts):
+    """Shifts up to several times the size of the map."""
+    x = torch.randn(2, 2, 5, 3)
+    expected = torch.roll(x, shifts, (1, 2))
+    with ExportableFunctions():
+        assert torch.equal(torch.roll(x, shifts, dims=(1, 2)), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 20), (7, 7), (14, 4), (9, 7)])
+def test_tables_of_positions(size):
+    """Smaller than the table, larger, in one direction, and of its size, where nothing changes."""
+    table, options = torch.randn(2, 3, 7, 7), {"mode": "bicubic", "antialias": True}
+    expected = F.interpolate(table, size=size, **options)
+    with ExportableFunctions():
+        given = F.interpolate(table, size=size, **options)
+    torch.testing.assert_close(given, expected, atol=1e-5, rtol=0)
+    assert size != (7, 7) or torch.equal(given, table)
 
 
 def test_the_model_stays_as_it_is():
