@@ -115,7 +115,7 @@ class SemSegMapper:
 
         aug_input = T.AugInput(image, sem_seg=self._read_label(sample, image) if self.is_train else None)
         self.augmentations(aug_input)
-        sample["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        sample["image"] = torch.from_numpy(aug_input.image.transpose(2, 0, 1).copy())
         if self.is_train:
             sample["sem_seg"] = torch.from_numpy(aug_input.sem_seg.astype(np.int64))
         return sample

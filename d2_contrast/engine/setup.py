@@ -94,7 +94,10 @@ def _prepare_folder(cfg: CfgNode, args: Namespace) -> str:
 
 def _start_logging(cfg: CfgNode, args: Namespace) -> None:
     if comm.is_main_process():
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        try:
+            os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"OUTPUT_DIR {shown(cfg.OUTPUT_DIR)} cannot be made ({error.strerror})") from error
     start_logging(cfg.OUTPUT_DIR)
     logger.debug("Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size())
     with without_warnings_of("torch.utils.cpp_extension"):  # it misses CUDA where there is no GPU

@@ -69,6 +69,12 @@ def test_image_and_label_move_together(sample, tmp_path):
         np.testing.assert_array_equal(np.array([255, 0, 1, 255])[raw], out["sem_seg"].numpy())
 
 
+def test_flipped_image_of_one_pixel(sample):
+    """NumPy calls a flipped array contiguous if it is one pixel wide, although its stride is negative."""
+    out = mapper(augmentations=[T.Resize((1, 1)), T.RandomFlip(prob=1.0)])(sample)
+    assert out["image"].shape == (3, 1, 1) and out["sem_seg"].shape == (1, 1)
+
+
 def test_same_seed_same_sample(sample):
     apply = mapper(augmentations=[RandomScaleCrop((0.5, 2.0), crop_size=(16, 16)), T.RandomFlip()])
     outs = []

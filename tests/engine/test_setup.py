@@ -18,6 +18,8 @@ SHAPES = list(CLASSES)
         (["MODEL.PIXEL_LOSS.AUX_NAME", "Dice"], KeyError, "MODEL.PIXEL_LOSS.AUX_NAME: 'Dice' is not registered"),
         (["SOLVER.REFERENCE_WORLD_SIZE", 3], ValueError, "SOLVER.IMS_PER_BATCH is 2: expected a multiple of"),
         (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 13], ValueError, "12 classes but MODEL.SEM_SEG_HEAD.NUM_CLASSES is 13"),
+        (["OUTPUT_DIR", "a" * 300], ValueError, "cannot be made (File name too long)"),
+        (["OUTPUT_DIR", __file__], ValueError, f"OUTPUT_DIR '{__file__}' cannot be made"),
         (["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 254], ValueError, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE is 254"),
     ],
 )
