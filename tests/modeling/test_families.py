@@ -1,4 +1,4 @@
-"""The table of families of backbones in docs/models.md."""
+"""The table of families of backbones in docs/models.md, but for its columns of exports, which take minutes."""
 
 from pathlib import Path
 
