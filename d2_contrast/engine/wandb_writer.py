@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..config import flatten
+from ..errors import shown
 from ..extras import import_extra
 
 
@@ -24,15 +25,22 @@ class WandbWriter(EventWriter):
 
         Raises:
             MissingExtraError: the package is not installed.
+            ValueError: it cannot start a record, for example because nobody has logged in.
         """
         wandb = import_extra("wandb", "wandb")
-        self._run = wandb.init(
-            project=cfg.WANDB.PROJECT,
-            name=cfg.WANDB.NAME or None,
-            dir=cfg.OUTPUT_DIR,
-            config=flatten(cfg),
-            resume="auto",
-        )
+        try:
+            self._run = wandb.init(
+                project=cfg.WANDB.PROJECT,
+                name=cfg.WANDB.NAME or None,
+                dir=cfg.OUTPUT_DIR,
+                config=flatten(cfg),
+                resume="auto",
+            )
+        except Exception as error:  # it has exceptions of many kinds: no login, no network, names that it refuses
+            raise ValueError(
+                f"WANDB.PROJECT is {shown(cfg.WANDB.PROJECT)}: Weights & Biases cannot start a record "
+                f"({' '.join(str(error).split())}). WANDB_MODE=offline keeps it on this machine"
+            ) from error
         self.window_size = window_size
         self._written = -1
 

@@ -40,6 +40,17 @@ def test_what_is_logged(cfg, monkeypatch):
     assert logged == [(0, {"loss": 2.0}), (1, {"loss": 1.5})] and finished == [True]
 
 
+def test_a_record_that_cannot_be_started(cfg, monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("No API key\nconfigured.")
+
+    wandb = ModuleType("wandb")
+    wandb.init = refuse
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(ValueError, match=r"WANDB.PROJECT is 'segmentation': .*\(No API key configured\.\)"):
+        WandbWriter(cfg)
+
+
 def test_without_the_package(cfg, monkeypatch):
     monkeypatch.setattr(
         "d2_contrast.extras.import_module", lambda name: exec("raise ModuleNotFoundError(name='wandb')")
