@@ -274,7 +274,7 @@ RANGES: dict[str, Range] = {
         EMBED_DIM=CHANNELS,
         DEPTHS=ListOf(FEW, length=4),
         NUM_HEADS=ListOf(FEW, length=4),
-        WINDOW_SIZE=FEW,
+        WINDOW_SIZE=Number(whole=True, least=1, most=64),  # its tables grow with the fourth power
         DROP_PATH=RATE,
         CHECKPOINTING=FLAG,
         PRETRAINED_NAME=NAME,
