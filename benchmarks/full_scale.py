@@ -115,10 +115,7 @@ def main() -> None:
     ]
     headers = ["config", "images of a GPU", "GB float32", "GB bfloat16", "multiply-adds of a step (10^12)"]
     headers += [f"h on {args.gpus} {gpu}" for gpu in PEAKS] + ["images in 24 GB"]
-    rows = []
-    for name in tqdm(names, disable=None):
-        rows.append(row(name, args.gpus))
-    print(markdown(headers, rows))
+    print(markdown(headers, [row(name, args.gpus) for name in tqdm(names, disable=None)]))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from ...config_ranges import GROUPS
 from ..features import select_features
 from ..layers import conv_norm_relu, resize
-
-GROUPS = 32  # of Detectron2's "GN"
 
 
 class PyramidPooling(nn.Module):
