@@ -37,7 +37,7 @@ SECONDS = 20.0  # that a case may take
 BATCH = 40  # cases of one process
 MEMORY = 6 << 30  # bytes that such a process may take on top of what it starts with
 LONGEST_SENTENCE = 700  # characters
-MOST_BREAKS = 3  # line breaks in a sentence, shown as escape sequences: those of broken names, said more than once
+TWO_LINES = "a\nb"  # the one text of the cases that holds a line break: a sentence that quotes it is still one sentence
 ENDS = ("accepted", "named", "obscure")
 
 
@@ -86,7 +86,8 @@ def judge(case: Case) -> Outcome:
 
 def _complaint(sentence: str, culprits: Sequence[str]) -> str:
     """What is wrong with the sentence of an error, "" if nothing is."""
-    if sentence.count(r"\n") > MOST_BREAKS or "Traceback" in sentence:
+    own_words = sentence.replace(repr(TWO_LINES)[1:-1], "")  # breaks are shown as escape sequences
+    if r"\n" in own_words or "Traceback" in own_words:
         return "not one sentence: "
     if len(sentence) > LONGEST_SENTENCE:
         return f"{len(sentence)} characters: "

@@ -24,7 +24,7 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from benchmarks.fuzz import Case
+from benchmarks.fuzz import TWO_LINES, Case
 from d2_contrast.config import default_config, load_config
 from d2_contrast.config_files import flatten
 from d2_contrast.config_ranges import is_unused
@@ -99,7 +99,7 @@ JUNK = [
         "GN",
         "cuda:99",
         "../..",
-        "a\nb",
+        TWO_LINES,
         "\0",
         "ä" * 300,
     ),

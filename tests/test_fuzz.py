@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from benchmarks.fuzz import Case, count_ends, judge, make_cases, run_cases
+from benchmarks.fuzz import TWO_LINES, Case, count_ends, judge, make_cases, run_cases
 from benchmarks.fuzz_kinds import nest, paths, variations
 from d2_contrast.data import read_image
 
@@ -30,8 +30,8 @@ def crash():
         (lambda: "3 pixels differ", "x", "obscure", "3 pixels differ"),
         (lambda: read_image("/nowhere/a.png"), "a.png", "named", "/nowhere/a.png: no such image"),
         (lambda: read_image("/nowhere/a.png"), "b.png", "obscure", "names no culprit: /nowhere/a.png"),
-        (lambda: read_image("/nowhere/a\n.png"), "a", "named", r"/nowhere/a\n.png: no such image"),
-        (lambda: read_image("/nowhere/a\n\n\n\n.png"), "a", "obscure", "not one sentence: "),
+        (lambda: read_image(f"/nowhere/{TWO_LINES}.png"), "a", "named", r"/nowhere/a\nb.png: no such image"),
+        (lambda: read_image("/nowhere/\n.png"), "a", "obscure", r"not one sentence: /nowhere/\n.png"),
         (lambda: read_image("/nowhere/" + "a" * 800), "a", "obscure", "characters: "),
         (lambda: int("x"), "x", "obscure", "ValueError in test_fuzz.py:"),
     ],
