@@ -1,7 +1,7 @@
 """The contrastive branch of a network: feature maps and labels in, losses out."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,21 @@ from .anchor_set import AnchorSet
 from .criterion import MultiScaleContrast
 from .eager import eager, eager_outside
 from .projector import Projector
+from .sampler import Draw, tap
 
-__all__ = ["ContrastiveBranch"]
+__all__ = ["ContrastiveBranch", "Tapped"]
 
 Project = Literal["dense", "anchors"]
 
 # A norm needs two vectors for its statistics.
 _FEWEST_VECTORS = 2
+
+
+class Tapped(NamedTuple):
+    """Vectors (a, C) that were taken out of a map, and the draw of their positions."""
+
+    draw: Draw
+    vectors: Tensor
 
 
 class ContrastiveBranch(nn.Module):
@@ -65,6 +73,7 @@ class ContrastiveBranch(nn.Module):
         labels: Tensor,
         iteration: int | None = None,
         logits: Tensor | None = None,
+        tapped: Mapping[str, Tapped] | None = None,
     ) -> dict[str, Tensor]:
         """The losses of a batch.
 
@@ -73,6 +82,7 @@ class ContrastiveBranch(nn.Module):
             labels: (N, H, W), integer class ids; in host memory, so that nothing waits for the device.
             iteration: iterations done, from 0; drives warm-up and decay alone.
             logits: (N, K, H', W'), of the segmentation, if ``needs_logits``.
+            tapped: what ``tap`` took out of these features, if it was called.
 
         Returns:
             Weighted scalar losses by name, see ``MultiScaleContrast``.
@@ -80,11 +90,42 @@ class ContrastiveBranch(nn.Module):
         Raises:
             ValueError: a scale is missing, shapes do not fit, the iteration is missing, or a memory lacks the logits.
         """
-        return self.losses(self.sample(features, labels, logits), iteration)
+        return self.losses(self.sample(features, labels, logits, tapped), iteration)
+
+    @eager
+    def tap(self, features: Mapping[str, Tensor], labels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tapped]]:
+        """Take the vectors at the drawn positions out of the maps before others read these, with project "anchors".
+
+        If what else reads the maps gets those that are returned, and runs before the losses, the gradient of the losses
+        takes the room of the vectors during the backward pass, and not that of the maps.
+
+        Args:
+            features, labels: see forward.
+
+        Returns:
+            The features, and what to give to ``forward`` or ``sample``.
+
+        Raises:
+            ValueError: a scale is missing, shapes do not fit, or project is "dense".
+        """
+        if self.project == "dense":
+            raise ValueError('project is "dense", which reads whole maps: there is nothing to tap')
+        scales = self.criterion.scales
+        self.criterion.check_names("features", features)
+        draws = self.criterion.sampler.draw([features[scale] for scale in scales], labels)
+        passed_on, tapped = dict(features), {}
+        for scale, draw in zip(scales, draws):
+            passed_on[scale], vectors = tap(features[scale], draw)
+            tapped[scale] = Tapped(draw, vectors)
+        return passed_on, tapped
 
     @eager_outside
     def sample(
-        self, features: Mapping[str, Tensor], labels: Tensor, logits: Tensor | None = None
+        self,
+        features: Mapping[str, Tensor],
+        labels: Tensor,
+        logits: Tensor | None = None,
+        tapped: Mapping[str, Tapped] | None = None,
     ) -> dict[str, AnchorSet]:
         """The first half of forward: the anchors of each scale, for ``losses`` and, say, ``describe_anchors``."""
         criterion = self.criterion
@@ -93,10 +134,14 @@ class ContrastiveBranch(nn.Module):
             maps = self._hidden_maps(features)
             projects = {scale: self._projector(scale).last for scale in maps}
             return criterion.draw(maps, labels, projects, logits)
-        projections = {
-            scale: _projection_of_drawn(self._projector(scale), features[scale]) for scale in criterion.scales
+        if tapped is None:
+            _, tapped = self.tap(features, labels)
+        return {
+            scale: criterion.sampler.finish(
+                vectors, draw, _projection_of_drawn(self._projector(scale), features[scale])
+            )
+            for scale, (draw, vectors) in tapped.items()
         }
-        return criterion.draw(features, labels, projections, logits)
 
     @eager
     def losses(self, anchor_sets: Mapping[str, AnchorSet], iteration: int | None = None) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from .device import to_device
 from .distributed import gather_rows, world
 from .eager import eager
 
-__all__ = ["AnchorSampler", "Draw", "resize_labels"]
+__all__ = ["AnchorSampler", "Draw", "resize_labels", "tap"]
 
 Unit = Literal["class", "image_class"]
 
@@ -139,7 +139,14 @@ class AnchorSampler:
     @eager
     def take(self, embeddings: Tensor, draw: Draw, project: Callable[[Tensor], Tensor] | None = None) -> AnchorSet:
         """The second half of a call: the anchors at the positions that were drawn."""
-        vectors = _take(embeddings, to_device(draw.positions, embeddings.device), project)
+        return self.finish(tap(embeddings, draw)[1], draw, project)
+
+    @eager
+    def finish(self, vectors: Tensor, draw: Draw, project: Callable[[Tensor], Tensor] | None = None) -> AnchorSet:
+        """The anchors of a draw, from the vectors (a, C) that :func:`tap` took out of the map."""
+        if project is not None:
+            vectors = project(vectors)
+        vectors = F.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=1)
         if draw.order is not None:
             vectors = gather_rows(vectors, draw.counts)[to_device(draw.order, vectors.device)]
         return AnchorSet(vectors, draw.labels)
@@ -210,22 +217,33 @@ def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     return labels[:, rows[:, None], cols].long()
 
 
-def _take(embeddings: Tensor, positions: Tensor, project: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """Unit-length anchors (A, D), float32 or better, from positions (A,) of the flattened (N, h, w) grid."""
-    vectors: Tensor = _TakeVectors.apply(embeddings, positions)
-    if project is not None:
-        vectors = project(vectors)
-    return F.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=1)
+@eager
+def tap(maps: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Pass a map on, and take the vectors at the drawn positions out of it.
+
+    Whatever else reads the map should read the one that is passed on. The gradient of the vectors then joins that of
+    the map where both exist, and never takes the room of a map itself.
+
+    Args:
+        maps: (N, C, h, w).
+        draw: of ``AnchorSampler.draw``.
+
+    Returns:
+        The same map, and vectors (a, C).
+    """
+    return _Tap.apply(maps, to_device(draw.positions, maps.device))
 
 
-class _TakeVectors(torch.autograd.Function):
-    """The vectors (A, C) at positions (A,) of a map (N, C, h, w), none of which occurs twice.
+class _Tap(torch.autograd.Function):
+    """See tap; positions are indices of the flattened (N, h, w) grid, none of which occurs twice.
 
-    Neither pass copies the map, wherever its channels lie, and the gradient has the map's memory format.
+    The vectors are taken without copying the map, wherever its channels lie, and the gradient has the map's memory
+    format.
     """
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, positions: Tensor) -> Tensor:
+    def forward(ctx: Any, maps: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         ctx.maps = torch.empty_like(maps, device="meta")  # its layout alone: the values need not be kept
         height, width = maps.shape[2:]
         rows = positions // width
@@ -233,12 +251,20 @@ class _TakeVectors(torch.autograd.Function):
         ctx.save_for_backward(*index)
         channels_last = maps.permute(0, 2, 3, 1)
         if channels_last.is_contiguous():  # as maps of projectors are: several times faster
-            return channels_last.flatten(0, 2).index_select(0, positions)
-        return channels_last[index]
+            vectors = channels_last.flatten(0, 2).index_select(0, positions)
+        else:
+            vectors = channels_last[index]
+        return maps.detach(), vectors  # not a view, so that readers may change it in place
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        grad_maps = torch.zeros_like(ctx.maps, device=grad.device)
-        grad_maps.permute(0, 2, 3, 1)[ctx.saved_tensors] = grad
-        return grad_maps, None
+    def backward(ctx: Any, of_map: Tensor | None, of_vectors: Tensor | None) -> tuple[Tensor | None, None]:
+        if of_vectors is None:
+            return of_map, None
+        if of_map is None:
+            grad = torch.zeros_like(ctx.maps, device=of_vectors.device)
+            grad.permute(0, 2, 3, 1)[ctx.saved_tensors] = of_vectors
+        else:
+            grad = torch.empty_like(ctx.maps, device=of_map.device).copy_(of_map)  # others may hold the same tensor
+            grad.permute(0, 2, 3, 1)[ctx.saved_tensors] += of_vectors
+        return grad, None

@@ -28,6 +28,7 @@ from d2_contrast.contrast import (
     Projector,
     describe_anchors,
 )
+from d2_contrast.contrast.branch import Tapped
 from d2_contrast.contrast.device import to_device
 
 from .features import join_features, join_shapes, narrow, normalise_images, pad_batch, part_names, select_features
@@ -126,9 +127,13 @@ class ContrastiveSegmentor(SemanticSegmentor):
         # Labels stay on the host: positions are drawn there while the device computes the network.
         labels = pad_batch(self, [x["sem_seg"] for x in batched_inputs], self.sem_seg_head.ignore_value).tensor
         targets = to_device(narrow(labels), self.device).long()
-        contrasted = features
+        contrasted, tapped = features, None
         if self.contrast is not None and self.balance is not None:
             features, contrasted = self._split(self.balance, self.contrast.criterion, features)
+        elif self.contrast is not None and self.contrast.project == "anchors":
+            joined = join_features(features, self.contrast.criterion.scales)
+            contrasted, tapped = self.contrast.tap(joined, labels)
+            features = contrasted
         logits, losses = self.sem_seg_head(features, targets)
         if self.aux_head is not None:
             _, aux_losses = self.aux_head(features, targets)
@@ -136,7 +141,7 @@ class ContrastiveSegmentor(SemanticSegmentor):
                 name = "loss_aux_" + name.removeprefix("loss_")  # which the head itself may have, as OCRHead does
                 losses[name] = losses[name] + loss if name in losses else loss
         if self.contrast is not None:
-            losses.update(self._contrast(self.contrast, contrasted, labels, logits))
+            losses.update(self._contrast(self.contrast, contrasted, labels, logits, tapped))
         return losses
 
     @torch.no_grad()
@@ -170,14 +175,20 @@ class ContrastiveSegmentor(SemanticSegmentor):
 
     @torch.compiler.disable(recursive=False)  # reads the iteration and writes logs; what it calls may be compiled
     def _contrast(
-        self, branch: ContrastiveBranch, features: dict[str, Tensor], labels: Tensor, logits: Tensor | None
+        self,
+        branch: ContrastiveBranch,
+        features: dict[str, Tensor],
+        labels: Tensor,
+        logits: Tensor | None,
+        tapped: dict[str, Tapped] | None,
     ) -> dict[str, Tensor]:
-        features = join_features(features, branch.criterion.scales)
+        if tapped is None:
+            features = join_features(features, branch.criterion.scales)
         storage = get_event_storage() if has_event_storage() else None
         iteration = storage.iter if storage else None
         if not storage or not self.log_period or iteration % self.log_period:
-            return branch(features, labels, iteration, logits)
-        anchor_sets = branch.sample(features, labels, logits)
+            return branch(features, labels, iteration, logits, tapped)
+        anchor_sets = branch.sample(features, labels, logits, tapped)
         # A similarity is NaN where a scale has no pair of that kind: there is nothing to log then.
         stats = {name: value for name, value in describe_anchors(anchor_sets).items() if not math.isnan(value)}
         storage.put_scalars(smoothing_hint=False, **stats)

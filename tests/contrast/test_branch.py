@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from d2_contrast.contrast import AnchorSampler, ContrastiveBranch, MultiScaleContrast, Projector
+from d2_contrast.contrast.sampler import Draw, tap
 
 CHANNELS = {"c2": 6, "c3": 5, "c5": 7}
 SCALES = {"c2": 1.0, "c3": 0.7, "c5": 0.1}
@@ -243,6 +244,70 @@ def test_anchors_alone_make_no_map():
     assert largest["anchors"][0] < x.numel() / 5 and largest["anchors"][1] == x.numel()
 
 
+def read_by_a_head(features):
+    """A loss of maps that changes one in place, and hands one gradient to two of its inputs."""
+    aside = [x.detach().clone().requires_grad_() for x in features.values()]
+    parts = [(x.relu_() if name == "c3" else x) + y for (name, x), y in zip(features.items(), aside)]
+    return sum((part * torch.linspace(-1, 1, part.numel()).view_as(part)).sum() for part in parts), aside
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_tap_changes_nothing(layout):
+    features, labels = make_batch()
+    branch = make_branch("anchors").double()
+    results = []
+    for with_tap in (False, True):
+        leaves = {name: x.double().contiguous(memory_format=layout).requires_grad_() for name, x in features.items()}
+        maps = {name: x * 2 for name, x in leaves.items()}
+        torch.manual_seed(2)
+        read, tapped = branch.tap(maps, labels) if with_tap else ({name: x.clone() for name, x in maps.items()}, None)
+        head, aside = read_by_a_head(read)
+        losses = branch(maps, labels, tapped=tapped)
+        inputs = [*leaves.values(), *aside, *branch.parameters()]
+        results.append((head, losses, torch.autograd.grad(head + sum(losses.values()), inputs)))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("of_map, of_vectors", [(True, False), (False, True)])
+def test_one_side_of_a_tap_may_have_no_gradient(of_map, of_vectors):
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    passed_on, vectors = tap(x, Draw(torch.tensor([3, 27]), torch.tensor([0, 1])))
+    (gradient,) = torch.autograd.grad(passed_on.sum() if of_map else vectors.sum(), x)
+    expected = torch.ones_like(x) if of_map else torch.zeros_like(x)
+    expected[0, :, 0, 3] = expected[1, :, 1, 2] = 1
+    assert torch.equal(gradient, expected)
+
+
+class Mark(torch.autograd.Function):
+    """Does nothing but say when the backward pass comes to it."""
+
+    @staticmethod
+    def forward(ctx, x, reached):
+        ctx.reached = reached
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        ctx.reached()
+        return grad, None
+
+
+@pytest.mark.parametrize("with_tap", [True, False])
+def test_with_a_tap_no_gradient_of_a_map_waits_for_the_head(with_tap):
+    x = torch.randn(2, 6, 64, 64, requires_grad=True)
+    labels = torch.randint(5, (2, 64, 64))
+    criterion = MultiScaleContrast({"c2": 1.0}, sampler=AnchorSampler(max_anchors=60))
+    branch = ContrastiveBranch({"c2": Projector(6, 8)}, criterion, "anchors")
+    features, tapped = branch.tap({"c2": x}, labels) if with_tap else ({"c2": x}, None)
+    largest = []
+    with LargestOutput(x) as backward:
+        head = Mark.apply(features["c2"].sum(), lambda: largest.append(backward.elements))
+        losses = branch(features, labels, tapped=tapped)
+        backward.elements = 0
+        (head + sum(losses.values())).backward()
+    assert (largest[0] < x.numel() / 5) == with_tap
+
+
 @pytest.mark.parametrize("project", PROJECT)
 def test_compiled_training_forward_changes_no_values(project):
     class Training(nn.Module):
@@ -296,6 +361,8 @@ def test_what_does_not_fit():
             ContrastiveBranch({name: Projector(6) for name in names}, branch.criterion)
     with pytest.raises(ValueError, match=r"project must be one of \('dense', 'anchors'\), got 'sparse'"):
         ContrastiveBranch(dict(branch.projectors), branch.criterion, "sparse")
+    with pytest.raises(ValueError, match='project is "dense", which reads whole maps: there is nothing to tap'):
+        branch.tap(features, labels)
 
 
 def test_contrast_needs_torch_alone():
