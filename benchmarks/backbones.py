@@ -51,8 +51,9 @@ def build(name: str, bottom_up: str) -> tuple[CfgNode, nn.Module]:
     """A small UPerNet over a backbone with random weights."""
     torch.manual_seed(0)
     section = "SMP" if bottom_up == "SMPBackbone" else "TIMM"
-    options = f"MODEL.DEVICE cpu MODEL.UPER.BOTTOM_UP {bottom_up} MODEL.{section}.NAME {name} MODEL.UPER.OUT_CHANNELS 16"
-    cfg = load_config("shapes/uper_r18", f"{options} MODEL.SEM_SEG_HEAD.CONVS_DIM 16 INPUT.CROP.ENABLED False".split())
+    options = f"MODEL.DEVICE cpu MODEL.UPER.BOTTOM_UP {bottom_up} MODEL.{section}.NAME {name} INPUT.CROP.ENABLED False"
+    options += " MODEL.UPER.OUT_CHANNELS 16 MODEL.SEM_SEG_HEAD.CONVS_DIM 16"
+    cfg = load_config("shapes/uper_r18", options.split())
     return cfg, build_model(cfg)
 
 
