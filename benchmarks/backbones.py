@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.common import markdown
 from d2_contrast.config import load_config
-from d2_contrast.engine.export import InexactExportError, export_network
+from d2_contrast.engine.export import FORMATS, InexactExportError, export_network
 from d2_contrast.modeling.backbone.timm import ImageSizes
 from d2_contrast.modeling.weights import innermost_backbone
 
@@ -44,7 +44,7 @@ FAMILIES = [
     for bottom_up, families in (("TimmBackbone", TIMM), ("SMPBackbone", SMP), ("ViTPyramid", VIT))
     for family, name in families.items()
 ]
-HEADER = ["family", "example", "`MODEL.UPER.BOTTOM_UP`", "sides of images", "channels", "trains", "onnx", "torchscript"]
+HEADER = ["family", "example", "`MODEL.UPER.BOTTOM_UP`", "sides of images", "channels", "trains", *FORMATS]
 
 
 def build(name: str, bottom_up: str) -> tuple[CfgNode, nn.Module]:
@@ -95,7 +95,7 @@ def main() -> None:
             continue
         cfg, model = build(name, bottom_up)
         row = describe(family, name, bottom_up, model)
-        results = [trains(model), exports(cfg, model, "onnx"), exports(cfg, model, "torchscript")]
+        results = [trains(model), *(exports(cfg, model, kind) for kind in FORMATS)]
         row += ["yes" if result else "no" for result in results]
         print(markdown(HEADER, [row]).splitlines()[-1], flush=True)
 

@@ -34,7 +34,7 @@ class SMPBackbone(Backbone):
         super().__init__()
         smp = import_extra("segmentation_models_pytorch", "smp")
         names = smp.encoders.get_encoder_names()
-        # SMP also takes timm's models, as "tu-...", whose maps have other strides. They are for TimmBackbone.
+        # SMP also takes timm's models, as "tu-...", some of which have other strides. They are for TimmBackbone.
         if name not in names:
             similar = difflib.get_close_matches(name, names, n=5)
             raise ValueError(
