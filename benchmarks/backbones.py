@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.common import markdown
 from d2_contrast.config import load_config
-from d2_contrast.engine.export import InexactExportError, export_network
+from d2_contrast.engine.export import FORMATS, InexactExportError, export_network
 from d2_contrast.modeling.backbone.timm import ImageSizes
 from d2_contrast.modeling.weights import innermost_backbone
 
@@ -32,20 +32,28 @@ TIMM = {
     "Swin V2": "swinv2_tiny_window8_256",
     "PVT v2": "pvt_v2_b0",
 }
+SMP = {"SegFormer (MiT)": "mit_b0"}
 VIT = {
     "ViT": "vit_tiny_patch16_224",
     "DINOv2": "vit_small_patch14_dinov2",
     "DINOv2 with registers": "vit_small_patch14_reg4_dinov2",
     "DINOv3": "vit_tiny_patch16_dinov3_qkvb",
 }
-HEADER = ["family", "example", "`MODEL.UPER.BOTTOM_UP`", "sides of images", "channels", "trains", "onnx", "torchscript"]
+FAMILIES = [
+    (family, name, bottom_up)
+    for bottom_up, families in (("TimmBackbone", TIMM), ("SMPBackbone", SMP), ("ViTPyramid", VIT))
+    for family, name in families.items()
+]
+HEADER = ["family", "example", "`MODEL.UPER.BOTTOM_UP`", "sides of images", "channels", "trains", *FORMATS]
 
 
 def build(name: str, bottom_up: str) -> tuple[CfgNode, nn.Module]:
     """A small UPerNet over a backbone with random weights."""
     torch.manual_seed(0)
-    options = f"MODEL.DEVICE cpu MODEL.UPER.BOTTOM_UP {bottom_up} MODEL.TIMM.NAME {name} MODEL.UPER.OUT_CHANNELS 16"
-    cfg = load_config("shapes/uper_r18", f"{options} MODEL.SEM_SEG_HEAD.CONVS_DIM 16 INPUT.CROP.ENABLED False".split())
+    section = "SMP" if bottom_up == "SMPBackbone" else "TIMM"
+    options = f"MODEL.DEVICE cpu MODEL.UPER.BOTTOM_UP {bottom_up} MODEL.{section}.NAME {name} INPUT.CROP.ENABLED False"
+    options += " MODEL.UPER.OUT_CHANNELS 16 MODEL.SEM_SEG_HEAD.CONVS_DIM 16"
+    cfg = load_config("shapes/uper_r18", options.split())
     return cfg, build_model(cfg)
 
 
@@ -79,18 +87,17 @@ def exports(cfg: CfgNode, model: nn.Module, kind: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=[*TIMM.values(), *VIT.values()])
+    parser.add_argument("--models", nargs="+", choices=[name for _, name, _ in FAMILIES])
     args = parser.parse_args()
     print(markdown(HEADER, []))
-    for bottom_up, families in (("TimmBackbone", TIMM), ("ViTPyramid", VIT)):
-        for family, name in families.items():
-            if args.models and name not in args.models:
-                continue
-            cfg, model = build(name, bottom_up)
-            row = describe(family, name, bottom_up, model)
-            results = [trains(model), exports(cfg, model, "onnx"), exports(cfg, model, "torchscript")]
-            row += ["yes" if result else "no" for result in results]
-            print(markdown(HEADER, [row]).splitlines()[-1], flush=True)
+    for family, name, bottom_up in FAMILIES:
+        if args.models and name not in args.models:
+            continue
+        cfg, model = build(name, bottom_up)
+        row = describe(family, name, bottom_up, model)
+        results = [trains(model), *(exports(cfg, model, kind) for kind in FORMATS)]
+        row += ["yes" if result else "no" for result in results]
+        print(markdown(HEADER, [row]).splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":

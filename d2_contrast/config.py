@@ -258,8 +258,8 @@ def _add_backbones(cfg: CN) -> None:
     # HRNet, torchvision, timm, Detectron2). Files that can run code when they are read (.pkl, checkpoints that hold
     # more than tensors) are refused unless this is True.
     cfg.MODEL.WEIGHTS_ALLOW_PICKLE = False
-    # Start from weights that timm downloads, by MODEL.TIMM.NAME or MODEL.SWIN.PRETRAINED_NAME, unless MODEL.WEIGHTS
-    # names others.
+    # Start from weights that timm downloads, by MODEL.TIMM.NAME or MODEL.SWIN.PRETRAINED_NAME, or
+    # segmentation_models_pytorch by MODEL.SMP.NAME, unless MODEL.WEIGHTS names others.
     cfg.MODEL.BACKBONE.PRETRAINED = False
     # Normalisation of backbones that come with batch norm: "BN", "SyncBN" or "FrozenBN".
     cfg.MODEL.BACKBONE.NORM = "BN"
@@ -293,6 +293,15 @@ def _add_backbones(cfg: CN) -> None:
     cfg.MODEL.VIT = CN()
     cfg.MODEL.VIT.OUT_CHANNELS = 256
     cfg.MODEL.VIT.NORM = "LN"
+
+    # MODEL.SMP, for MODEL.BACKBONE.NAME "SMPBackbone", which needs the extra "smp".
+    cfg.MODEL.SMP = CN()
+    # Any encoder that segmentation_models_pytorch has itself ("tu-..." are timm's: take "TimmBackbone"), such as
+    # SegFormer's, "mit_b0" ... "mit_b5"; its last four feature maps become res2 ... res5.
+    cfg.MODEL.SMP.NAME = "mit_b0"
+    # Probability of skipping a residual branch in training (stochastic depth), at the deepest block. SegFormer's
+    # encoders alone have it.
+    cfg.MODEL.SMP.DROP_PATH = 0.0
 
     # MODEL.UPER, for MODEL.BACKBONE.NAME "UPerFPN": the pyramid of UPerNet over any backbone, giving p2 ... p5.
     cfg.MODEL.UPER = CN()

@@ -279,6 +279,7 @@ RANGES: dict[str, Range] = {
         CHECKPOINTING=FLAG,
         PRETRAINED_NAME=NAME,
     ),
+    **_section("MODEL.SMP", NAME=NAME, DROP_PATH=RATE),
     **_section("MODEL.VIT", OUT_CHANNELS=CHANNELS, NORM=NORM),
     **_section(
         "MODEL.RESNETS",

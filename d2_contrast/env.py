@@ -29,6 +29,7 @@ PACKAGES = (
     "scikit-learn",
     "scipy",
     "cityscapesscripts",
+    "segmentation-models-pytorch",
 )
 DATASETS = "DETECTRON2_DATASETS"  # the longest name of a line
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")

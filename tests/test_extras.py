@@ -13,6 +13,7 @@ from d2_contrast.data.files import read_raw_label
 from d2_contrast.engine.export import export_network
 from d2_contrast.evaluation import CityscapesEvaluator, ConfusionEvaluator, build_evaluator
 from d2_contrast.extras import MissingExtraError, import_extra
+from d2_contrast.modeling.backbone import SMPBackbone
 
 
 class Uninstalled:
@@ -84,6 +85,12 @@ def test_albumentations_needs_an_extra(uninstall):
     uninstall("albumentations")
     with pytest.raises(MissingExtraError, match=r"^albumentations .*d2_contrast\[albumentations\]"):
         AlbumentationsPipeline("any.yaml")
+
+
+def test_smp_needs_an_extra(uninstall):
+    uninstall("segmentation_models_pytorch")
+    with pytest.raises(MissingExtraError, match=r"^segmentation_models_pytorch .*d2_contrast\[smp\]"):
+        SMPBackbone()
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])

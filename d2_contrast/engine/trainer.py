@@ -149,8 +149,10 @@ class Trainer(DefaultTrainer):
         cfg, model = self.cfg, self.cfg.MODEL
         backbone = model.BACKBONE.NAME
         backbone += f" over {model.UPER.BOTTOM_UP}" if backbone == "UPerFPN" else ""
-        if "Timm" in backbone or backbone == "HRNet":
+        if backbone.endswith(("TimmBackbone", "HRNet", "ViTPyramid")):
             backbone += f" {model.TIMM.NAME}"
+        elif backbone.endswith("SMPBackbone"):
+            backbone += f" {model.SMP.NAME}"
         parameters = sum(p.numel() for p in self.network.parameters()) / 1e6
         losses = f"contrastive losses on {', '.join(model.CONTRAST.IN_FEATURES)}" if model.CONTRAST.ENABLED else ""
         images = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATION_STEPS

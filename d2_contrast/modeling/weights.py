@@ -3,7 +3,8 @@
 - Swin Transformers in their authors' naming, for classification or segmentation, or in timm's;
 - ResNets in the naming of torchvision, timm or Detectron2;
 - HRNets in their authors' naming, which is also timm's;
-- any other timm model, for a TimmBackbone of the same name.
+- any other timm model, for a TimmBackbone of the same name;
+- any encoder of segmentation_models_pytorch, for an SMPBackbone of the same name.
 
 Every load logs a summary of what was matched. Too few matches are an error: a backbone that silently starts from random
 weights costs days.
@@ -13,7 +14,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import timm
 import torch
@@ -55,15 +56,36 @@ def load_pretrained(backbone: nn.Module, name: str, **options) -> None:
         RuntimeError: they cannot be downloaded.
         ValueError: they are not the weights of such a backbone.
     """
+    load_download(
+        backbone,
+        lambda: timm.create_model(name, pretrained=True, **options),
+        f"timm's {name!r}",
+        "https://huggingface.co/timm",
+    )
+
+
+def load_download(backbone: nn.Module, create: Callable[[], nn.Module], source: str, site: str) -> None:
+    """Load the weights of a network that a library downloads into ``backbone``.
+
+    Args:
+        backbone: a backbone without pyramid.
+        create: makes the network with its weights.
+        source: whose network it is, for messages.
+        site: where its file is to be found.
+
+    Raises:
+        RuntimeError: they cannot be downloaded.
+        ValueError: they are not the weights of such a backbone.
+    """
     try:
-        weights = timm.create_model(name, pretrained=True, **options).state_dict()
+        weights = create().state_dict()
     except Exception as error:
         raise RuntimeError(
-            f"MODEL.BACKBONE.PRETRAINED is True, but the weights of timm's {name!r} cannot be downloaded "
-            f"({type(error).__name__}: {error}). Fetch them elsewhere (https://huggingface.co/timm) and name the file "
+            f"MODEL.BACKBONE.PRETRAINED is True, but the weights of {source} cannot be downloaded "
+            f"({type(error).__name__}: {error}). Fetch them elsewhere ({site}) and name the file "
             "by MODEL.WEIGHTS, or start from random weights with MODEL.BACKBONE.PRETRAINED False"
         ) from error
-    load_backbone(backbone, weights, f"timm's {name}")
+    load_backbone(backbone, weights, source)
 
 
 def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

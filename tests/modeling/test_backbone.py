@@ -1,4 +1,5 @@
 import pytest
+import segmentation_models_pytorch as smp
 import timm
 import torch
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
@@ -9,7 +10,7 @@ from tiny_models import SMALL, make_batch
 from torch import nn
 
 from d2_contrast.config import default_config
-from d2_contrast.modeling.backbone import HRNet, Swin, TimmBackbone, UPerFPN, ViTPyramid
+from d2_contrast.modeling.backbone import HRNet, SMPBackbone, Swin, TimmBackbone, UPerFPN, ViTPyramid
 from d2_contrast.modeling.backbone.timm import ImageSizes, build_body
 from d2_contrast.modeling.meta_arch import ContrastiveSegmentor
 from d2_contrast.modeling.weights import innermost_backbone, load_backbone
@@ -28,6 +29,7 @@ BACKBONES = {
     "Swin": (lambda: Swin(**TINY_SWIN), [4, 8, 16, 32]),
     "timm swin v2": (lambda: TimmBackbone(name="swinv2_tiny_window8_256"), [4, 8, 16, 32]),
     "pvt v2": (lambda: TimmBackbone(name="pvt_v2_b0"), [4, 8, 16, 32]),
+    "SegFormer": (lambda: SMPBackbone(name="mit_b0"), [4, 8, 16, 32]),
     "plain ViT": (lambda: ViTPyramid(name="vit_tiny_patch16_224", out_channels=8), [4, 8, 16, 32]),
     "DINOv2": (lambda: ViTPyramid(name="vit_small_patch14_dinov2", out_channels=8), [4, 8, 16, 32]),
     "DINOv3": (lambda: ViTPyramid(name="vit_tiny_patch16_dinov3_qkvb", out_channels=8), [4, 8, 16, 32]),
@@ -67,6 +69,78 @@ def test_timm_maps_are_those_of_timm():
     with torch.no_grad():
         for ours, theirs in zip(backbone(image).values(), own(image)):
             torch.testing.assert_close(ours, theirs.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("name", ["mit_b0", "mobilenet_v2", "efficientnet-b0"])
+def test_smp_maps_are_those_of_smp(name):
+    backbone = SMPBackbone(name=name).eval()
+    own = smp.encoders.get_encoder(name).eval()
+    own.load_state_dict(backbone.body.state_dict())
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        *_, c2, c3, c4, c5 = own(image)
+        maps = backbone(image)
+    assert all(torch.equal(x, y) for x, y in zip(maps.values(), (c2, c3, c4, c5), strict=True))
+    shapes = backbone.output_shape()
+    assert [x.shape[1] for x in maps.values()] == [shapes[key].channels for key in maps]
+    assert [x.shape[2:] for x in maps.values()] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+def mix_transformer_parameters(channels, depths):
+    """From the text of the SegFormer paper: reductions 8, 4, 2, 1 of keys, and four times as wide feed-forwards."""
+    count, previous = 0, 3
+    for c, depth, kernel, reduction in zip(channels, depths, (7, 3, 3, 3), (8, 4, 2, 1)):
+        attention = 4 * (c * c + c) + (reduction > 1) * (reduction**2 * c * c + c + 2 * c)
+        feed_forward = (4 * c * c + 4 * c) + (9 * 4 * c + 4 * c) + (4 * c * c + c)
+        count += previous * c * kernel**2 + c + 2 * c + depth * (attention + feed_forward + 4 * c) + 2 * c
+        previous = c
+    return count
+
+
+@pytest.mark.parametrize(
+    "name, channels, depths",
+    [("mit_b0", (32, 64, 160, 256), (2, 2, 2, 2)), ("mit_b2", (64, 128, 320, 512), (3, 4, 6, 3))],
+)
+def test_segformers_encoders(name, channels, depths):
+    backbone = SMPBackbone(name=name)
+    assert tuple(shape.channels for shape in backbone.output_shape().values()) == channels
+    assert sum(p.numel() for p in backbone.parameters()) == mix_transformer_parameters(channels, depths)
+
+
+def test_segformers_drop_path():
+    cfg = default_config()
+    cfg.merge_from_list(["MODEL.SMP.DROP_PATH", 0.4])
+    for backbone, deepest in ((SMPBackbone(cfg, ShapeSpec(channels=3)), 0.4), (SMPBackbone(name="mit_b0"), 0.0)):
+        rates = [m.drop_prob for m in backbone.modules() if isinstance(m, timm.layers.DropPath)]
+        assert rates == pytest.approx([deepest * i / 7 for i in range(1, 8)])
+
+
+@pytest.mark.parametrize("norm", ["BN", "SyncBN", "FrozenBN"])
+def test_smp_trains_on_a_batch_of_one(norm):
+    """Its coarsest map has one position, of which batch norm has no statistics."""
+    cfg = default_config()
+    cfg.merge_from_list(["MODEL.SMP.NAME", "resnet18", "MODEL.BACKBONE.NORM", norm])
+    backbone = SMPBackbone(cfg, ShapeSpec(channels=3))
+    norms = {type(m).__name__ for m in backbone.modules() if "Norm" in type(m).__name__}
+    assert norms == {{"BN": "BatchNorm2d", "SyncBN": "SyncBatchNorm", "FrozenBN": "FrozenBatchNorm2d"}[norm]}
+    if norm == "SyncBN":  # does not run on a CPU
+        return
+    sum(x.mean() for x in backbone(torch.randn(1, 3, 32, 32)).values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "mit_b6"}, "MODEL.SMP.NAME: .* has no encoder 'mit_b6' of its own; similar: .*'mit_b5'"),
+        ({"name": "tu-convnext_atto"}, "no encoder 'tu-convnext_atto' of its own"),
+        ({"name": "resnet18", "drop_path": 0.1}, "MODEL.SMP.DROP_PATH is 0.1, but 'resnet18' skips no branches"),
+        ({"name": "resnet18", "norm": "GN"}, "MODEL.BACKBONE.NORM is 'GN'"),
+    ],
+)
+def test_errors_of_smp(options, message):
+    with pytest.raises(ValueError, match=message):
+        SMPBackbone(**options)
 
 
 def test_vit_maps_are_those_of_timm():

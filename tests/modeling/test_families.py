@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.backbones import HEADER, TIMM, VIT, build, describe, trains
+from benchmarks.backbones import FAMILIES, HEADER, build, describe, trains
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
-FAMILIES = [(family, name, "TimmBackbone") for family, name in TIMM.items()]
-FAMILIES += [(family, name, "ViTPyramid") for family, name in VIT.items()]
 
 
 def rows():

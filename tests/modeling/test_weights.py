@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
@@ -9,7 +10,7 @@ from foreign_models import detectron2_resnet, randomise
 from tiny_models import small_model
 from torch import nn
 
-from d2_contrast.modeling.backbone import HRNet, Swin, TimmBackbone
+from d2_contrast.modeling.backbone import HRNet, SMPBackbone, Swin, TimmBackbone
 from d2_contrast.modeling.weights import load_backbone, load_pretrained
 
 SWIN = dict(embed_dim=8, depths=[2, 1, 2, 1], num_heads=[1, 2, 2, 4])
@@ -206,6 +207,23 @@ def test_no_network(offline, name):
     backbone = TimmBackbone(name="resnet18")
     with pytest.raises(RuntimeError, match=f"MODEL.BACKBONE.PRETRAINED is True, .*'{name}' cannot be .*MODEL.WEIGHTS"):
         load_pretrained(backbone, name)
+
+
+def test_no_network_for_smp(offline):
+    with pytest.raises(RuntimeError, match="segmentation_models_pytorch's 'mit_b0' cannot be .*smp-hub.*MODEL.WEIGHTS"):
+        SMPBackbone(name="mit_b0", pretrained=True)
+
+
+def test_smp_downloads_by_name(monkeypatch):
+    """What SMP gives for the name, and for ImageNet, ends up in the backbone."""
+    create = smp.encoders.get_encoder
+    theirs = randomise(create("mit_b0"))
+    monkeypatch.setattr(
+        smp.encoders, "get_encoder", lambda name, weights=None: theirs if weights == "imagenet" else create(name)
+    )
+    model = small_model(UPER, MODEL__BACKBONE__PRETRAINED=True, MODEL__UPER__BOTTOM_UP="SMPBackbone")
+    own = model.backbone.bottom_up.body.state_dict()
+    assert all(torch.equal(own[key], x) for key, x in theirs.state_dict().items())
 
 
 def test_weights_of_the_config_replace_downloads(offline):
