@@ -402,9 +402,9 @@ def _add_solver(cfg: CN) -> None:
     # Most images of a batch that a process takes; 0: any number. Where there are too few processes for IMS_PER_BATCH,
     # batches are split and ACCUMULATION_STEPS grows, so that a step keeps its images.
     cfg.SOLVER.MAX_IMS_PER_PROCESS = 0
-    # Number of newest checkpoints that are kept of those of every CHECKPOINT_PERIOD iterations: 2 or more; 0 keeps
-    # all. The checkpoint of the end, model_final.pth, is kept in any case.
-    cfg.SOLVER.MAX_TO_KEEP = 3
+    # Number of newest checkpoints that are kept, that of the end among them: 2 or more; 0 keeps those of every
+    # CHECKPOINT_PERIOD iterations.
+    cfg.SOLVER.MAX_TO_KEEP = 2
     # For AMP.ENABLED: "float16" (with loss scaling) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
     # A step with a loss or gradient that is infinite or not a number: "stop" the run, or "skip" the step, which then

@@ -10,10 +10,11 @@ decided that may be wrong, and what to type next.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
-from .cli import PROGRAM, VERBS, verb_parser
+from .cli import PROGRAM, verb_parser
 from .errors import in_plain_words
 
 
@@ -35,15 +36,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.output and args.output.suffix not in (".yaml", ".yml"):
         parser.error(f"--output is {args.output}: expected the name of a config, such as garden.yaml")
-    from detectron2.data import DatasetCatalog
-
     from .data.files import as_file_name
     from .own_data import name_of, propose
 
     name = as_file_name(args.name or (args.output.stem if args.output else name_of(args.images)))
     config = args.output or Path(f"{name}.yaml")
-    if f"{name}_train" in DatasetCatalog:
-        raise ValueError(f"there is a dataset {name}_train in this project already: choose another name by --name")
     proposal = propose(args.images, args.labels, config, name)
     if not args.overwrite and (there := [path for path in proposal.files if path.exists()]):
         raise FileExistsError(f"{there[0]} is there already: name another file by --output, or give --overwrite")
@@ -53,12 +50,20 @@ def main(argv: list[str] | None = None) -> int:
     print("".join(f"Check: {note}.\n" for note in proposal.notes), end="")
     also = f", and {len(proposal.files) - 1} files beside it" if len(proposal.files) > 1 else ""
     print(f"Written: {config}{also}\nNext:")
-    steps = {
-        "check": f"check {name}_train --config-file {config}",
-        "train": f"train --config-file {config}",
-        "predict": f"predict --weights output/{name} --input {args.images} --output output/{name}/predictions",
-    }
-    print("\n".join(f"  {PROGRAM} {words}" for verb, words in steps.items() if verb in VERBS))
+    steps = [
+        ("check", f"{name}_train", "--config-file", str(config)),
+        ("train", "--config-file", str(config)),
+        (
+            "predict",
+            "--weights",
+            f"output/{name}",
+            "--input",
+            str(proposal.example),
+            "--output",
+            f"output/{name}/predictions",
+        ),
+    ]
+    print("\n".join(f"  {shlex.join((PROGRAM, *words))}" for words in steps))
     return 0
 
 

@@ -32,7 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
 @in_plain_words()
 def main(argv: list[str] | None = None) -> int:
     """Write the report of some runs; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.output and args.output.suffix.lower() in (".html", ".htm"):
+        parser.error(f"--output is {args.output}: expected a folder, into which {PAGE} is written")
     from .analysis import (
         check_comparable,
         common_dataset,

@@ -1,6 +1,7 @@
 """The proposed configs really describe the folders, and the proposed commands run."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from annotation_exports import draw_label, write_image, write_label, write_pairs
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from d2_contrast import check, init
+from d2_contrast import check, init, predict
 from d2_contrast.config import load_config
 from d2_contrast.data import load_dicts, read_label, register_folders
 from d2_contrast.engine.setup import check_datasets
@@ -201,19 +202,24 @@ def test_sizes_that_differ_are_said(here, capsys):
 
 def test_the_proposed_commands_run(here, capsys):
     """In a folder of their own, and by the names that are printed; only what costs time or a download is changed."""
-    write_pairs(here / "garden", "images/{}.jpg", "labels/{}.png", count=6)
-    assert init.main([str(here / "garden")]) == 0
-    steps = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("  d2-contrast ")]
-    assert [step[0] for step in steps][:2] == ["check", "train"]
+    write_pairs(here / "my garden", "images/{}.jpg", "labels/{}.png", count=6)
+    program = [sys.executable, "-m", "d2_contrast.cli"]
+    command = [*program, "init", str(here / "my garden"), "--name", "garden", "--output", "my garden.yaml"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr == ""  # no warnings of dependencies
+    steps = [shlex.split(line)[1:] for line in result.stdout.splitlines() if line.startswith("  d2-contrast ")]
+    assert [step[0] for step in steps] == ["check", "train", "predict"]
     assert check.main(steps[0][1:]) == 0 and "No problems" in capsys.readouterr().out
     tiny = ["MODEL.BACKBONE.PRETRAINED", "False", "MODEL.TIMM.NAME", "resnet10t", "MODEL.UPER.OUT_CHANNELS", "8"]
     tiny += ["SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0", "VISUALIZE.NUM_IMAGES", "0"]
     tiny += ["VISUALIZE.TSNE_POINTS", "0", "MODEL.DEVICE", "cpu"]
-    command = [sys.executable, "-m", "d2_contrast.cli", *steps[1], *tiny]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run([*program, *steps[1], *tiny], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     results = json.loads(Path("output/garden/inference/garden_val/sem_seg_results.json").read_text())
     assert {"IoU-class_0", "IoU-class_1", "IoU-class_2"} <= set(results)
+    assert predict.main(steps[2][1:]) == 0
+    (label_map,) = Path("output/garden/predictions/labels").iterdir()  # of an image, not of the label maps beside them
+    assert label_map.stem in Path("garden_val.txt").read_text()
 
 
 def test_label_maps_are_not_needed_to_predict(here):

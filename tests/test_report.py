@@ -192,6 +192,13 @@ def test_a_folder_without_a_run(tmp_path, capsys):
     assert "holds no config.yaml" in error and len(error.splitlines()) == 1
 
 
+def test_the_output_is_a_folder(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path), "--output", str(tmp_path / "mine.html")])
+    assert end.value.code == 2 and not (tmp_path / "mine.html").exists()
+    assert "mine.html: expected a folder, into which report.html is written" in capsys.readouterr().err
+
+
 class TestPictures:
     def test_a_limit_for_all_together(self):
         noise = np.random.default_rng(0).integers(0, 255, (700, 900, 3)).astype(np.uint8)

@@ -410,16 +410,21 @@ class Trainer(DefaultTrainer):
 
 
 class CheckpointHook(PeriodicCheckpointer):
-    """Save every ``period`` iterations and at the end; of the former keep the newest ``max_to_keep``, 0 for all."""
+    """Save every ``period`` iterations and at the end; keep the newest ``max_to_keep`` of all, 0 for every one."""
 
     def __init__(self, checkpointer: ContrastCheckpointer, period: int, max_to_keep: int):
         super().__init__(checkpointer, period)
         self.keep = max_to_keep
 
     def after_step(self) -> None:
-        super().after_step()
-        if self.keep and (self.trainer.iter + 1) % self.period == 0:
-            self.checkpointer.remove_oldest(self.keep)
+        done = self.trainer.iter + 1
+        is_end = done >= self.max_iter
+        if is_end:  # not under the number of the iteration as well: both files would hold the same
+            self.checkpointer.save(f"{self.file_prefix}_final", iteration=self.trainer.iter)
+        else:
+            super().after_step()
+        if self.keep and (is_end or done % self.period == 0):
+            self.checkpointer.remove_oldest(self.keep - is_end)
 
 
 def results_by_dataset(cfg: CfgNode, results: dict) -> dict[str, dict]:

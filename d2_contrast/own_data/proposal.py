@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from detectron2.data import DatasetCatalog
 from PIL import Image
 from tqdm import tqdm
 
@@ -62,6 +63,7 @@ class Proposal:
         lists: text of further files by their path: lists of images.
         label_maps: colour label maps by the path at which each is to be written with ids.
         classes: the classes.
+        example: an image that is not trained on.
         summary: what was found, a line each.
         notes: what was decided and may be wrong, a sentence each.
     """
@@ -71,6 +73,7 @@ class Proposal:
     lists: Mapping[Path, str]
     label_maps: Mapping[Path, Path]
     classes: Classes
+    example: Path
     summary: Sequence[str]
     notes: Sequence[str] = field(default=())
 
@@ -105,8 +108,11 @@ def propose(images: Path, labels: Path | None, config: Path, name: str) -> Propo
         name: what names of datasets begin with.
 
     Raises:
-        FileNotFoundError, ValueError: there is nothing to train on; the message says what was expected.
+        FileNotFoundError, ValueError: there is nothing to train on, or a dataset of this name exists; the message says
+            what was expected.
     """
+    if f"{name}_train" in DatasetCatalog:
+        raise ValueError(f"there is a dataset {name}_train in this project already: choose another name by --name")
     layout = find_layout(images, labels)
     notes = list(layout.notes)
     config = Path(os.path.abspath(config))
@@ -148,7 +154,7 @@ def propose(images: Path, labels: Path | None, config: Path, name: str) -> Propo
             entry["files"] = str(list_file)
         entries.append(entry)
     text = _config_text(name, entries, classes, scan, sizes, len(parts["train"]))
-    return Proposal(name, (config, text), lists, label_maps, classes, summary, notes)
+    return Proposal(name, (config, text), lists, label_maps, classes, parts["val"][0].image, summary, notes)
 
 
 def _folders_of(samples: Sequence[Sample], images: Path, labels: Path | None) -> list[Path]:

@@ -127,7 +127,7 @@ def draw_anchors(runs: Mapping[str, Mapping[str, Series]]) -> Figure:
     Args:
         runs: at least one, by its title: metrics of :func:`read_metrics` with the keys "contrast/<scale>/<statistic>".
     """
-    scales = list(dict.fromkeys(k.split("/")[1] for metrics in runs.values() for k in metrics if is_of_anchors(k)))
+    scales = sorted({k.split("/")[1] for metrics in runs.values() for k in metrics if is_of_anchors(k)})
     colors = dict(zip(scales, LINE_COLORS * -(-len(scales) // len(LINE_COLORS))))
     side = 7.5  # inches
     fig = figure(side * len(runs) + 1.5, side)
@@ -173,7 +173,7 @@ def last_anchors(metrics: Mapping[str, Series]) -> dict[str, dict[str, float]]:
         if is_of_anchors(key):
             _, scale, *statistic = key.split("/")
             found.setdefault(scale, {})["/".join(statistic)] = float(values[-SMOOTHING:].mean())
-    return found
+    return dict(sorted(found.items()))
 
 
 def _is_loss(key: str) -> bool:

@@ -292,7 +292,7 @@ class TestAnchors:
     def test_curves_by_scale(self):
         iterations = np.arange(0, 200, 20)
         keys = ("num_anchors", "positive_similarity", "negative_similarity")
-        one = {f"contrast/{scale}/{key}": (iterations, np.linspace(0, 1, 10)) for scale in ("p2", "p5") for key in keys}
+        one = {f"contrast/{scale}/{key}": (iterations, np.linspace(0, 1, 10)) for scale in ("p5", "p2") for key in keys}
         other = {f"contrast/res3/{keys[0]}": (iterations, np.full(10, 7.0)), "total_loss": (iterations, iterations)}
         fig = draw_anchors({"one": one, "other": other})
         assert legend_texts(fig.legends[0]) == ["p2", "p5", "res3", "same class", "different classes"]
