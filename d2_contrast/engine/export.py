@@ -28,6 +28,8 @@ TOLERANCE = 1e-4
 OPSET = 17
 # For torch.export: conditions on sizes, such as that there is more than one window, would restrict the sizes of images.
 # Those that hold for all sizes, but that torch cannot prove, are checked when the network runs.
+# In smaller images the map of stride 32 is a single position, which torch takes for another case.
+SMALLEST_SIDE = 33  # pixels
 ASSERTS, OBLIVIOUS = "prefer_deferred_runtime_asserts_over_guards", "backed_size_oblivious"
 INPUT, LOGITS, LABELS = "images", "logits", "labels"
 # What a file of torch holds beside the network.
@@ -88,7 +90,7 @@ def export_network(
     write, read = FORMATS[kind]
     check_installed(kind)
     network = ExportableSegmentor(model, argmax)
-    sizes = trial_sizes(model, network.multiple)
+    sizes = trial_sizes(model, network.multiple, SMALLEST_SIDE if kind == "torch.export" else 1)
     os.makedirs(os.path.dirname(os.fspath(path)) or ".", exist_ok=True)
     # The file has another name inside this block, and is removed if an error leaves the block.
     with write_whole(path) as file, torch.no_grad(), warnings.catch_warnings():
@@ -166,19 +168,20 @@ def compare(
     return comparisons
 
 
-def trial_sizes(model: nn.Module, multiple: int) -> list[Size]:
+def trial_sizes(model: nn.Module, multiple: int, least: int = 1) -> list[Size]:
     """Numbers, heights and widths of images to try a network on: the one to trace, three others, the smallest.
 
     Args:
         model: the segmentor.
         multiple: sides of images are padded to multiples of this, pixels.
+        least: no side is shorter than this, pixels.
     """
     side = max(multiple, 32)
     # So large that no map is a single position, or a single window of a Swin Transformer, which tracers could take for
     # a constant.
     steps = max(2, 256 // side)
     takes = getattr(innermost_backbone(model)[0], "sizes", None)
-    smallest = takes.smallest - multiple + 1 if takes else 1
+    smallest = max(least, takes.smallest - multiple + 1 if takes else 1)
     largest = takes and takes.largest or (steps + 3) * side
     sizes = [
         (2, steps * side - 21, (steps + 1) * side - 13),
@@ -275,7 +278,8 @@ def _read_onnx(path: str) -> Callable[[Tensor], Tensor]:
 def _write_torch_export(
     network: ExportableSegmentor, images: Tensor, file: IO[bytes], metadata: dict[str, str]
 ) -> None:
-    axes = {axis: torch.export.Dim(name) for axis, name in ((0, "batch"), (2, "height"), (3, "width"))}
+    height, width = (torch.export.Dim(name, min=SMALLEST_SIDE) for name in ("height", "width"))
+    axes = {0: torch.export.Dim("batch"), 2: height, 3: width}
     with _config.patch({OBLIVIOUS: True}):  # type: ignore[attr-defined]
         program = torch.export.export(network, (images,), dynamic_shapes=(axes,), strict=False, **{ASSERTS: True})
     torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
