@@ -447,7 +447,7 @@ def _add_test(cfg: CN) -> None:
 def _add_visualize(cfg: CN) -> None:
     """VISUALIZE: the pictures that a run leaves in OUTPUT_DIR, at its end and every VIS_PERIOD iterations."""
     cfg.VISUALIZE = CN()
-    # Images of the first test dataset in predictions.png; 0: no such picture.
+    # Images in predictions.png, evenly spread over the first test dataset, the worst first; 0: no such picture.
     cfg.VISUALIZE.NUM_IMAGES = 6
     # Largest number of positions of each scale in tsne.png; 0: no such picture.
     cfg.VISUALIZE.TSNE_POINTS = 800

@@ -87,6 +87,12 @@ def draw_predictions(
     return fig
 
 
+def share_correct(prediction: np.ndarray, label: np.ndarray, ignore_label: int = 255) -> float | None:
+    """The share of the pixels with a label that are right; None if all are ignored."""
+    counted = label != ignore_label
+    return float((prediction == label)[counted].mean()) if counted.any() else None
+
+
 def _panel(
     sample: Sample, what: str, network: str, palette: np.ndarray, wrong_color: tuple[int, int, int], ignore_label: int
 ) -> tuple[np.ndarray | None, str]:
@@ -114,10 +120,7 @@ def _errors(
     prediction: np.ndarray, label: np.ndarray, wrong_color: tuple[int, int, int], ignore_label: int
 ) -> tuple[np.ndarray, str]:
     """The error map (H, W, 3), and the share of the pixels that are right, in words."""
-    counted = label != ignore_label
-    right = counted & (prediction == label)
-    image = np.where(right[..., None], CORRECT_COLOR, wrong_color).astype(np.uint8)
-    image[~counted] = IGNORED_COLOR
-    if not counted.any():
-        return image, "all ignored"
-    return image, f"{100 * right.sum() / counted.sum():.1f} % correct"
+    image = np.where((prediction == label)[..., None], CORRECT_COLOR, wrong_color).astype(np.uint8)
+    image[label == ignore_label] = IGNORED_COLOR
+    share = share_correct(prediction, label, ignore_label)
+    return image, "all ignored" if share is None else f"{100 * share:.1f} % correct"

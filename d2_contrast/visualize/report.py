@@ -20,7 +20,7 @@ from ..modeling.features import contrasted_features
 from .confusion import draw_confusion
 from .curves import draw_curves, read_metrics
 from .embedding import draw_embeddings
-from .predictions import Sample, draw_predictions
+from .predictions import Sample, draw_predictions, share_correct
 from .style import save
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ def write_report(
 ) -> list[str]:
     """Draw the pictures of a run. A picture is left out if the data for it is missing.
 
-    - ``predictions.png``: ``cfg.VISUALIZE.NUM_IMAGES`` images of the first test dataset with their labels,
-      predictions and errors;
+    - ``predictions.png``: ``cfg.VISUALIZE.NUM_IMAGES`` images, evenly spread over the first test dataset, with their
+      labels, predictions and errors, the worst first;
     - ``tsne.png``: the feature maps that are contrasted, or would be, for a dataset with labels;
     - ``confusion.png``: the confusion matrix, if given;
     - ``curves.png``: losses, mIoU and learning rate, if there is a metrics.json in the folder.
@@ -92,8 +92,14 @@ def _draw_predictions(
     cfg: CfgNode, model: nn.Module, mapper: SemSegMapper, dicts: list[dict], metadata: Metadata
 ) -> Figure:
     segment = build_inference_model(cfg, model)
-    samples = [_predict(segment, mapper, d, metadata) for d in dicts]
-    return draw_predictions(samples, metadata.stuff_classes, class_colors(metadata), get_ignore_label(metadata))
+    ignore_label = get_ignore_label(metadata)
+
+    def right(sample: Sample) -> float:
+        share = None if sample.label is None else share_correct(sample.predictions[""], sample.label, ignore_label)
+        return 1.0 if share is None else share
+
+    samples = sorted((_predict(segment, mapper, d, metadata) for d in dicts), key=right)
+    return draw_predictions(samples, metadata.stuff_classes, class_colors(metadata), ignore_label)
 
 
 def _predict(segment: nn.Module, mapper: SemSegMapper, dataset_dict: dict, metadata: Metadata) -> Sample:

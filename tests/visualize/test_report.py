@@ -51,6 +51,24 @@ def test_labels_that_are_all_ignored(make_model, picture_dataset):
     check(paths, ["predictions.png", "tsne.png", "confusion.png"])
 
 
+def test_the_worst_image_comes_first(make_model, picture_dataset, monkeypatch):
+    """Images whose predictions are right in a share of the pixels that the test sets; one has no labelled pixel."""
+    shares = iter([0.75, None, 0.25, 0.5])
+
+    def predict(segment, mapper, dataset_dict, metadata):
+        label, share = np.zeros((4, 5), np.uint8), next(shares)
+        prediction = np.arange(20).reshape(4, 5) >= 20 * (share or 0)
+        return report.Sample(str(share), np.zeros((4, 5, 3), np.uint8), {"": prediction}, label + 255 * (share is None))
+
+    drawn = []
+    monkeypatch.setattr(report, "_predict", predict)
+    monkeypatch.setattr(report, "draw_predictions", lambda samples, *_: drawn.extend(s.name for s in samples))
+    cfg = picture_dataset()
+    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+    report._draw_predictions(cfg, make_model(True), None, [{}] * 4, metadata)
+    assert drawn == ["0.25", "0.5", "0.75", "None"]
+
+
 def test_images_without_labels(make_model, picture_dataset):
     check(write_report(picture_dataset(labelled=False), make_model(True)), ["predictions.png"])
 
