@@ -20,6 +20,7 @@ from torch import nn
 
 from d2_contrast.config import load_config
 from d2_contrast.data.datasets.shapes_drawing import CLASSES, draw
+from d2_contrast.engine import export
 from d2_contrast.engine.checkpoint import ContrastCheckpointer
 from d2_contrast.engine.export import FORMATS, InexactExportError, check_installed, export_network
 from d2_contrast.export import SUFFIXES, main
@@ -87,8 +88,9 @@ class Windows(nn.Module):
         return self.stage(images.flatten(2).transpose(1, 2), height, width)[0]
 
 
-def test_windows_by_torch_export(tmp_path):
-    """Images of less than a window, of one, and of several."""
+def test_windows_by_torch_export(tmp_path, monkeypatch):
+    """Images of less than a window, of one, and of several; the least side is that of images for a whole network."""
+    monkeypatch.setattr(export, "SMALLEST_SIDE", 0)
     torch.manual_seed(0)
     write, read = FORMATS["torch.export"]
     network = Windows().eval()
