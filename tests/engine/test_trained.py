@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,7 @@ def test_stripped_weights_are_evaluated_as_they_are(run_folder, make_cfg, tmp_pa
 
 def test_where_weights_are_looked_for(run_folder):
     assert find_weights(str(run_folder)) == str(run_folder / "model_final.pth")
+    shutil.copy(run_folder / "model_final.pth", run_folder / "model_0000001.pth")
     (run_folder / "last_checkpoint").write_text("model_0000001.pth")
     assert find_weights(str(run_folder)) == str(run_folder / "model_0000001.pth")
     for path in run_folder.glob("*.pth"):
