@@ -155,7 +155,8 @@ def _find_altered_chunk(png: bytes) -> str:
         end = start + 12 + int.from_bytes(view[start : start + 4], "big")
         kind = bytes(view[start + 4 : start + 8])
         if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
-            return repr(kind.decode("latin-1"))
+            # Names of chunks are letters; a broken one may hold a line break.
+            return repr("".join(chr(c) if chr(c).isascii() and chr(c).isalpha() else "?" for c in kind))
         if kind == b"IEND":
             break
         start = end
