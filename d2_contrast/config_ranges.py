@@ -586,8 +586,8 @@ def _contrast(cfg: CfgNode) -> Iterator[str]:
             )
 
 
-# Where the norm "GN" of a section has to share out channels: if a part is in use, by keys of MODEL.
 GROUPS = 32  # of Detectron2's "GN"
+# Where the norm "GN" of a section has to share out channels: if a part is in use, by keys of MODEL.
 GROUPED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("UPerFPN", "UPER.NORM", ("UPER.OUT_CHANNELS",)),
     ("build_resnet_fpn_backbone", "FPN.NORM", ("FPN.OUT_CHANNELS",)),
