@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from .evaluation.background import Background
     from .prediction import Segmentation, Segmentor
     from .prediction.results import ResultWriter
+    from .prediction.segmentor import Advance
     from .prediction.sources import Source
 
 # What can be written, each kind into a folder of this name.
 KINDS = ("labels", "color", "overlay", "probabilities")
 DEFAULTS = "labels and overlay of images, overlay of videos"
 RECORD = "predict.json"
+# Of images, which are predicted in parts.
+BAR = "{percentage:3.0f}%|{bar}| {n:.1f} of {total} images [{elapsed}, {remaining} left]"
 # Pillow refuses pictures of more pixels than this, as OpenCV does; its own limit is six times lower.
 MAX_PIXELS = 1 << 30
 # Number of values of an image from which it is predicted alone.
@@ -85,9 +88,12 @@ def predict(args: Namespace) -> int:
         OSError: there is no input, no such weights, or a result cannot be written.
         KeyError, ValueError: an option, the config or the weights are invalid, or the output folder is in use.
     """
-    from .prediction.sources import find_sources
+    from .prediction.sources import describe_left_out, find_sources
 
     sources = find_sources(args.input, args.output)
+    for folder in filter(os.path.isdir, map(os.path.expanduser, args.input)):
+        if left_out := describe_left_out(folder):
+            print(left_out, file=sys.stderr)
     _check_output(args.output, args.overwrite)
     segment = _load(args)
     print(segment, file=sys.stderr)
@@ -115,17 +121,21 @@ def _predict_images(segment: "Segmentor", sources: Sequence["Source"], args: Nam
     writer = ResultWriter(args.output, args.save or ("labels", "overlay"), args.ids)
     background = Background()
     failures = 0
-    with tqdm(total=len(sources), unit="image", disable=None) as bar:
+    with tqdm(total=len(sources), bar_format=BAR, disable=None) as bar:
         for first in range(0, len(sources), segment.batch):
             group = sources[first : first + segment.batch]
-            failures += _predict_group(segment, group, writer, background)
-            bar.update(len(group))
+            failures += _predict_group(segment, group, writer, background, bar.update)
+            bar.update(first + len(group) - bar.n)  # those that failed
         background.finish()
     return failures
 
 
 def _predict_group(
-    segment: "Segmentor", sources: Sequence["Source"], writer: "ResultWriter", background: "Background"
+    segment: "Segmentor",
+    sources: Sequence["Source"],
+    writer: "ResultWriter",
+    background: "Background",
+    advance: "Advance",
 ) -> int:
     """Predict some images together, and begin to write the results; returns how many could not be predicted."""
     arrays, failures = {}, 0
@@ -134,7 +144,7 @@ def _predict_group(
             arrays[source] = _read(source.path)
         except (OSError, ValueError) as error:
             failures += _complain(explain(error) or str(error))
-    results = _segment(segment, arrays, writer)
+    results = _segment(segment, arrays, writer, advance)
     background.start(_write_all, writer, results)
     if sum(array.size for array in arrays.values()) > LARGE:
         background.finish()  # so that no more than one large image is in memory
@@ -148,18 +158,18 @@ def _read(path: str) -> "np.ndarray":
 
 
 def _segment(
-    segment: "Segmentor", arrays: Mapping["Source", "np.ndarray"], writer: "ResultWriter"
+    segment: "Segmentor", arrays: Mapping["Source", "np.ndarray"], writer: "ResultWriter", advance: "Advance"
 ) -> "dict[str, Segmentation]":
     """Results by name; those of images for which there is not enough memory are missing."""
     names = [source.name for source in arrays]
     try:
-        return dict(zip(names, segment.segment_arrays(list(arrays.values()), writer.allocate(names))))
+        return dict(zip(names, segment.segment_arrays(list(arrays.values()), writer.allocate(names), advance)))
     except (MemoryError, RuntimeError) as error:
         if not OUT_OF_MEMORY.search(f"{type(error).__name__} {error}"):
             raise
     writer.discard(names)
     if len(arrays) > 1:
-        single = [_segment(segment, {source: array}, writer) for source, array in arrays.items()]
+        single = [_segment(segment, {source: array}, writer, advance) for source, array in arrays.items()]
         return {name: result for results in single for name, result in results.items()}
     for source, array in arrays.items():
         height, width = array.shape[:2]
@@ -236,8 +246,8 @@ def _load(args: Namespace) -> "Segmentor":
 
     overrides = []
     if args.window:
-        if len(args.window) > 2:
-            raise ValueError(f"--window is {args.window}: expected a height, or height and width, in pixels")
+        if len(args.window) > 2 or min(args.window) < 1:
+            raise ValueError(f"--window is {args.window}: expected a height, or height and width, of 1 pixel or more")
         size = [args.window[0], args.window[-1]]
         stride = [max(1, round(2 * side / 3)) for side in size]
         overrides += ["TEST.SLIDING_WINDOW.ENABLED", "True"]

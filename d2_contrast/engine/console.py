@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 from detectron2.utils.logger import setup_logger
@@ -102,6 +103,14 @@ def _without_source(text: str) -> str:
 
 
 CONSOLE = Console()
+
+
+class FirstIteration(HookBase):
+    """Shows that training has begun, since figures are written every 20 iterations, which may take minutes."""
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.trainer.start_iter:
+            CONSOLE.progress(f"iteration {self.trainer.iter + 1:,} of {self.trainer.max_iter:,}")
 
 
 class ProgressWriter(EventWriter):

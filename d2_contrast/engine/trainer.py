@@ -25,7 +25,7 @@ from ..modeling.compilation import compile_network
 from ..output import write_text
 from .averaging import UpdateAverage, averaged_weights, build_average
 from .checkpoint import ContrastCheckpointer, NonFiniteError, build_checkpointer
-from .console import ProgressWriter
+from .console import FirstIteration, ProgressWriter
 from .data_parallel import share_among_processes, share_buffers, split_batches
 from .metrics_writer import LateWriter, MetricsWriter, put_back, read_lines, recent_values
 from .optimizer import build_optimizer
@@ -325,7 +325,7 @@ class Trainer(DefaultTrainer):
             hooks.insert(after + 1, PictureHook(self.cfg))
         if self.average is not None:
             hooks.insert(0, UpdateAverage(self.average, self.network))
-        return hooks
+        return [FirstIteration(), *hooks] if comm.is_main_process() else hooks
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's writers, with others for metrics.json and for the terminal."""

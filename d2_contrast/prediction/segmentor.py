@@ -24,6 +24,8 @@ from .segmentation import Segmentation
 
 # Given the index of an image and a shape (K, H, W), returns the array that takes its probabilities.
 Allocate = Callable[[int, tuple[int, int, int]], np.ndarray]
+# Given how much of an image, of 1, was predicted since the last call.
+Advance = Callable[[float], object]
 
 
 class Segmentor:
@@ -113,12 +115,15 @@ class Segmentor:
         results = self.segment_arrays([to_rgb(image) for image in given], _allocate if probabilities else None)
         return results if several else results[0]
 
-    def segment_arrays(self, images: Sequence[np.ndarray], allocate: Allocate | None = None) -> list[Segmentation]:
+    def segment_arrays(
+        self, images: Sequence[np.ndarray], allocate: Allocate | None = None, advance: Advance = lambda _: None
+    ) -> list[Segmentation]:
         """Segment images that :func:`to_rgb` gave.
 
         Args:
             images: (H, W, 3) uint8, RGB. Neighbours of equal size go through the network together.
             allocate: gives the arrays that take the probabilities; None for no probabilities.
+            advance: is told how far the prediction is: with windows after each row of them, otherwise image by image.
         """
         label_maps: list[np.ndarray] = []
         arrays: list[np.ndarray | None] = []
@@ -127,7 +132,12 @@ class Segmentor:
             for i, (image, scores) in enumerate(zip(group, self._scores(inputs)), start=first):
                 label_map = np.empty(image.shape[:2], np.uint8 if len(self.classes) <= 256 else np.uint16)
                 array = None if allocate is None else allocate(i, (len(self.classes), *image.shape[:2]))
-                scores(lambda row, band, a=array, m=label_map: self._keep(row, band, m, a))
+
+                def use(row: int, band: Tensor, label_map=label_map, array=array) -> None:
+                    self._keep(row, band, label_map, array)
+                    advance(band.shape[1] / len(label_map))
+
+                scores(use)
                 label_maps.append(label_map)
                 arrays.append(array)
         return [Segmentation(m, self.classes, image, a) for image, m, a in zip(images, label_maps, arrays)]

@@ -2,12 +2,13 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..data.datasets.register import IMAGE_SUFFIXES, list_images
+from ..data.datasets.register import IMAGE_SUFFIXES, list_files, list_images
 from ..output import distinct_names
 from ..predict import KINDS
 
@@ -68,6 +69,16 @@ def find_sources(inputs: Sequence[str], output: str) -> list[Source]:
             name = str(file)
         sources.append(Source("video" if is_video else "image", path, name))
     return sources
+
+
+def describe_left_out(folder: str) -> str:
+    """A sentence on the files in a folder that are no images, "" if there are none."""
+    files = [path for path in list_files(Path(folder), "**/*") if path.is_file()]
+    suffixes = Counter(file.suffix.lower() or "without a suffix" for file in files)
+    others = [f"{count} {suffix}" for suffix, count in sorted(suffixes.items()) if suffix not in IMAGE_SUFFIXES]
+    if not others:
+        return ""
+    return f"{folder}: left out what is no image ({', '.join(others)}); a video is predicted if it is named itself"
 
 
 def _find(text: str) -> tuple[str, list[str]]:

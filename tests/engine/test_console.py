@@ -5,11 +5,19 @@ import os
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from detectron2.utils.events import EventStorage
 
-from d2_contrast.engine.console import CONSOLE, Console, ProgressWriter, start_logging, without_warnings_of
+from d2_contrast.engine.console import (
+    CONSOLE,
+    Console,
+    FirstIteration,
+    ProgressWriter,
+    start_logging,
+    without_warnings_of,
+)
 
 
 @pytest.fixture
@@ -105,6 +113,15 @@ def test_progress_of_training(capsys):
         storage.iter = 100
         writer.write()
     assert capsys.readouterr().out == ""
+
+
+def test_the_first_iteration_is_shown_at_once(monkeypatch, capsys):
+    Terminal(monkeypatch, 80)
+    hook = FirstIteration()
+    hook.trainer = SimpleNamespace(start_iter=1200, max_iter=2400)
+    for hook.trainer.iter in range(1200, 1220):
+        hook.after_step()
+    assert capsys.readouterr().out == "iteration 1,201 of 2,400"
 
 
 def test_warnings_of_a_library_are_left_out(caplog):

@@ -122,6 +122,14 @@ class TestResults:
 
 
 class TestInputs:
+    def test_what_is_left_out_of_a_folder_is_said(self, run):
+        save("in/a.png")
+        save("in/more/b.gif")
+        Path("in/notes.TXT").write_text("hello")
+        code, _, err = run("--input", "in")
+        assert code == 0 and files() == ["labels/a.png", "overlay/a.jpg"]
+        assert "in: left out what is no image (1 .gif, 1 .txt)" in err
+
     def test_subfolders_are_kept(self, run):
         for name in ("a.png", "x/a.png", "x/y/b.jpg", ".hidden/c.png"):
             save(f"in/{name}")
@@ -196,7 +204,7 @@ class TestErrors:
             (["--input", "empty"], "empty is empty: expected a folder of images"),
             (["--input", "0", "a.png"], "camera 0 is one of 2 inputs: expected it alone"),
             (["--input", "a.png", "--window", "1", "2", "3"], "--window is [1, 2, 3]: expected a height, or"),
-            (["--input", "a.png", "--window", "0"], "TEST.SLIDING_WINDOW.SIZE is [0, 0]"),
+            (["--input", "a.png", "--window", "0"], "--window is [0]: expected a height, or height and width, of 1"),
             (["--input", "a.png", "--batch", "0"], "batch is 0: expected 1 or more"),
             (["--input", "a.png", "--device", "cuda:9"], "device 'cuda:9' cannot be used"),
             (

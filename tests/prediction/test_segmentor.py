@@ -117,6 +117,13 @@ def test_with_windows_the_scores_of_the_whole_image_are_never_there(make_segment
     assert sum(largest) == 300 and max(largest) <= 32
 
 
+def test_progress_is_told_as_far_as_it_went(make_segmentor):
+    told = []
+    segment = make_segmentor(**WINDOWS)
+    segment.segment_arrays([noise(300, 40), noise(30, 40)], advance=told.append)
+    assert sum(told) == pytest.approx(2) and len(told) > 10 and max(told) <= 1
+
+
 class TestLoad:
     def test_stripped_weights(self, color_weights):
         segment = Segmentor.load(color_weights)
