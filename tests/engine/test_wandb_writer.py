@@ -20,13 +20,16 @@ def cfg(tmp_path):
 
 def test_what_is_logged(cfg, monkeypatch):
     started, logged, finished = [], [], []
-    run = SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: finished.append(True))
+    run = SimpleNamespace(
+        id="k3x", log=lambda values, step: logged.append((step, values)), finish=lambda: finished.append(True)
+    )
     wandb = ModuleType("wandb")
     wandb.init = lambda **options: started.append(options) or run
     monkeypatch.setitem(sys.modules, "wandb", wandb)
 
     writer = WandbWriter(cfg)
     assert started[0]["project"] == "segmentation" and started[0]["dir"] == cfg.OUTPUT_DIR
+    assert started[0]["id"] is None
     assert started[0]["config"]["MODEL.CONTRAST.TEMPERATURE"] == 0.1
     with EventStorage(0) as storage:
         storage.put_scalar("loss", 2.0)
@@ -38,6 +41,22 @@ def test_what_is_logged(cfg, monkeypatch):
         writer.write()
     writer.close()
     assert logged == [(0, {"loss": 2.0}), (1, {"loss": 1.5})] and finished == [True]
+
+
+def test_a_run_goes_on_in_its_record(cfg, monkeypatch):
+    started = []
+    wandb = ModuleType("wandb")
+    wandb.init = lambda **options: started.append(options) or SimpleNamespace(id="k3x")
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    WandbWriter(cfg)
+    WandbWriter(cfg)
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    WandbWriter(cfg)
+    assert [(options["id"], options["resume"]) for options in started] == [
+        (None, "allow"),
+        ("k3x", "allow"),
+        ("mine", "allow"),
+    ]
 
 
 def test_a_record_that_cannot_be_started(cfg, monkeypatch):
