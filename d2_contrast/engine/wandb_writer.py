@@ -18,8 +18,8 @@ RUN_ID = "wandb_run_id.txt"
 class WandbWriter(EventWriter):
     """Logs scalars to the project that WANDB.PROJECT names.
 
-    A run that is resumed goes on in the same record, whose id is kept in OUTPUT_DIR. Environment variables of Weights & Biases say where it is kept and
-    whether a network is needed, such as WANDB_MODE=offline.
+    A run that is resumed goes on in the same record, whose id is kept in OUTPUT_DIR. Environment variables of Weights &
+    Biases say where it is kept and whether a network is needed, such as WANDB_MODE=offline.
     """
 
     def __init__(self, cfg: CfgNode, window_size: int = 20):

@@ -60,12 +60,14 @@ def draw_curves(metrics: Mapping[str, Series]) -> Figure:
 
     fig = figure(9.5, 8.5)
     axes = fig.subplots(3, 1, sharex=True, height_ratios=[3, 2.2, 1.4])
-    # The total first, then as the run logged them.
-    order = sorted(losses, key=lambda k: (k != "total_loss", k.startswith("val")))
+    # The sum, the pixel loss, the contrastive ones with scales before pairs of them, and those of others.
+    order = sorted(
+        losses, key=lambda k: (k != "total_loss", k != "loss_sem_seg", not k.startswith("loss_contrast"), k.count("_"))
+    )
     _draw(axes[0], {k: losses[k] for k in order}, "loss (weighted)", "no losses were logged")
     _draw(
         axes[1],
-        {k.replace("sem_seg/", ""): v for k, v in scores.items()},
+        scores,
         "mean IoU (%)",
         "no evaluation was logged",
         marker="o",
@@ -111,7 +113,7 @@ def draw_shared_curves(runs: Mapping[str, Mapping[str, Series]]) -> Figure | Non
                 ax.plot(*metrics[key], color=color, linestyle=style, marker="o", markersize=3.5)
     for ax, key in zip(axes, shared):
         _prepare(ax, "loss (weighted)" if _is_loss(key) else "IoU (%)")
-        ax.set_title(wrap(plain(key.replace("sem_seg/", "")), 5), fontsize=FONT_SIZE + 1)
+        ax.set_title(wrap(plain(_in_words(key)), 5), fontsize=FONT_SIZE + 1)
         ax.set_xlabel("iteration", fontsize=FONT_SIZE)
     for ax in axes[len(shared) :]:
         ax.set_axis_off()
@@ -176,6 +178,19 @@ def last_anchors(metrics: Mapping[str, Series]) -> dict[str, dict[str, float]]:
     return dict(sorted(found.items()))
 
 
+def _in_words(key: str) -> str:
+    """The name of a loss or score for a reader; a dataset that it is of stays before it."""
+    dataset, _, name = key.replace("sem_seg/", "").rpartition("/")
+    known = {"total_loss": "total loss", "loss_sem_seg": "segmentation loss", "mIoU": "mean IoU"}
+    if name.startswith("loss_contrast_"):
+        words = "contrast " + name.removeprefix("loss_contrast_").replace("_", ", ")
+    elif name.startswith("mIoU-"):
+        words = f"mean IoU, {name.removeprefix('mIoU-')}"
+    else:
+        words = known.get(name, name)
+    return f"{dataset}: {words}" if dataset else words
+
+
 def _is_loss(key: str) -> bool:
     return "loss" in key.rsplit("/")[-1]
 
@@ -203,7 +218,7 @@ def _draw(ax, series: Mapping[str, Series], ylabel: str, nothing: str, marker=""
         ax.plot(
             iterations,
             values,
-            label=plain(name),
+            label=plain(_in_words(name)),
             color="black" if name == "total_loss" else colors[i % len(colors)],
             linestyle=LINE_STYLES[i // len(colors) % len(LINE_STYLES)],
             linewidth=1.3,

@@ -229,14 +229,21 @@ class TestCurves:
 
     def test_panels(self, tmp_path):
         records = [
-            {"iteration": i, "total_loss": 2.0, "loss_sem_seg": 1.0, "loss_contrast_p2": 1.0, "lr": 0.1}
+            {
+                "iteration": i, "loss_contrast_p2": 1.0, "loss_contrast_p2_p4": 1.0, "loss_own": 1.0,
+                "loss_sem_seg": 1.0, "lr": 0.1, "total_loss": 4.0,
+            }
             for i in range(5)
-        ]
-        records.append({"iteration": 5, "sem_seg/mIoU": 50.0, "sem_seg/mIoU-rare": float("nan")})
+        ]  # fmt: skip
+        records.append(
+            {"iteration": 5, "sem_seg/mIoU": 50.0, "sem_seg/mIoU-rare": float("nan"), "b_val/sem_seg/mIoU": 5}
+        )
         fig = draw_curves(read_metrics(self.write(tmp_path, records)))
         loss, score, rate = fig.axes
-        assert legend_texts(loss.get_legend()) == ["total_loss", "loss_sem_seg", "loss_contrast_p2"]
-        assert legend_texts(score.get_legend()) == ["mIoU", "mIoU-rare"]
+        assert legend_texts(loss.get_legend()) == [
+            "total loss", "segmentation loss", "contrast p2", "contrast p2, p4", "loss_own",
+        ]  # fmt: skip
+        assert legend_texts(score.get_legend()) == ["mean IoU", "mean IoU, rare", "b_val: mean IoU"]
         assert len(rate.lines) == 1
         check_no_overlap(fig)
 
@@ -263,7 +270,7 @@ class TestSharedCurves:
 
         runs = {"one": metrics(1.0), "_other_": {**metrics(2.0), "loss_contrast_p2": (self.steps, self.steps / 1.0)}}
         fig = draw_shared_curves(runs)
-        assert [ax.get_title() for ax in fig.axes] == ["loss_sem_seg", "mIoU"]
+        assert [ax.get_title() for ax in fig.axes] == ["segmentation loss", "mean IoU"]
         assert [line.get_ydata()[0] for line in fig.axes[1].lines] == [10, 20]
         texts = legend_texts(fig.legends[0])
         assert len(texts) == 2 and texts[1].endswith("_other_")
