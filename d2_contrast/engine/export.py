@@ -13,7 +13,6 @@ from typing import IO
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor, nn
 from torch.fx.experimental import _config
 
@@ -22,6 +21,7 @@ from ..extras import import_extra
 from ..modeling.exportable import ExportableSegmentor
 from ..modeling.weights import innermost_backbone
 from ..output import write_whole
+from .trained import read_classes
 
 # Largest difference from PyTorch, as a share of the largest logit.
 TOLERANCE = 1e-4
@@ -203,12 +203,15 @@ def make_images(model: nn.Module, size: Size) -> Tensor:
 def describe(cfg: CfgNode, network: ExportableSegmentor) -> dict[str, str]:
     """The metadata of a file, as texts; lists are JSON, the config is yaml."""
     order, channels = cfg.INPUT.FORMAT, len(cfg.MODEL.PIXEL_MEAN)
+    classes = read_classes(cfg)
     output = f"{LABELS}: train ids (batch, height, width), int64"
     if not network.argmax:
         output = f"{LOGITS}: (batch, classes, height, width), float32"
     return {
         "d2_contrast": __version__,
-        **_describe_classes(cfg),
+        "classes": json.dumps(classes.names),
+        "colors": json.dumps(classes.colors),
+        "ignore_label": str(classes.ignore_label),
         "input": f"{INPUT}: (batch, {channels}, height, width), float32 from 0 to 255, {order}",
         "output": output,
         "channels": order,
@@ -216,17 +219,6 @@ def describe(cfg: CfgNode, network: ExportableSegmentor) -> dict[str, str]:
         "pixel_std": json.dumps(cfg.MODEL.PIXEL_STD),
         "config": cfg.dump(),
     }
-
-
-def _describe_classes(cfg: CfgNode) -> dict[str, str]:
-    """Names, colours and ignore label, as far as the datasets of the config give them."""
-    known = {"ignore_label": str(cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)}
-    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        metadata = MetadataCatalog.get(name) if name in DatasetCatalog else {}
-        if len(metadata.get("stuff_classes", ())) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
-            keys = {"classes": "stuff_classes", "colors": "stuff_colors"}
-            return known | {k: json.dumps(list(metadata.get(v))) for k, v in keys.items() if metadata.get(v)}
-    return known
 
 
 def _write_onnx(network: ExportableSegmentor, images: Tensor, file: IO[bytes], metadata: dict[str, str]) -> None:

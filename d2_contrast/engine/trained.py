@@ -11,6 +11,7 @@ from torch import nn
 
 from .. import modeling  # noqa: F401  (registers the parts of networks)
 from ..config import load_config, parse_config
+from ..data import Classes
 from ..modeling.meta_arch import TRAINING_ONLY
 from .checkpoint import ContrastCheckpointer, build_checkpointer, own_checkpoints
 from .checkpoint_files import file_kind
@@ -122,3 +123,21 @@ def _config_inside(weights: str) -> str:
         return torch.load(weights, map_location="cpu", weights_only=True, mmap=True).get("config", "")
     except Exception:  # torch reports damaged and foreign files through many of them
         return ""
+
+
+def read_classes(cfg: CfgNode) -> Classes:
+    """The classes that the file MODEL.WEIGHTS names; those of the config where it names none.
+
+    Raises:
+        ValueError: there are not NUM_CLASSES of them.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    is_stripped = os.path.isfile(weights) and file_kind(weights) == "safetensors"
+    text = read_header(weights).get("classes") if is_stripped else None
+    classes = Classes.of_config(cfg) if text is None else Classes.from_json(text)
+    if len(classes) != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+        raise ValueError(
+            f"{weights} names {len(classes)} classes but MODEL.SEM_SEG_HEAD.NUM_CLASSES of its config is "
+            f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}"
+        )
+    return classes

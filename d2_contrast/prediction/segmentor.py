@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from ..data import Classes
 from ..data.mapper import build_test_augmentation
-from ..engine.checkpoint_files import file_kind
-from ..engine.stripped import read_header
-from ..engine.trained import load_network, read_trained
+from ..engine.trained import load_network, read_classes, read_trained
 from ..evaluation.inference import build_views
 from ..evaluation.metrics import argmax_classes
 from .images import ImageLike, to_rgb
@@ -85,7 +83,7 @@ class Segmentor:
             cfg.MODEL.DEVICE = device
         _check_device(cfg.MODEL.DEVICE)
         model, _ = load_network(cfg, cfg.MODEL.WEIGHTS)
-        return cls(model, cfg, _read_classes(cfg), batch)
+        return cls(model, cfg, read_classes(cfg), batch)
 
     def __repr__(self) -> str:
         return f"Segmentor({self.cfg.MODEL.WEIGHTS}, {len(self.classes)} classes, on {self.cfg.MODEL.DEVICE})"
@@ -184,19 +182,6 @@ def _groups(images: Sequence[np.ndarray], batch: int) -> Iterator[tuple[int, Seq
         if i == len(images) or i - first == batch or images[i].shape != images[first].shape:
             yield first, images[first:i]
             first = i
-
-
-def _read_classes(cfg: CfgNode) -> Classes:
-    """The classes that the file of weights names, or else the config."""
-    weights = cfg.MODEL.WEIGHTS
-    text = read_header(weights).get("classes") if file_kind(weights) == "safetensors" else None
-    classes = Classes.of_config(cfg) if text is None else Classes.from_json(text)
-    if len(classes) != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
-        raise ValueError(
-            f"{weights} names {len(classes)} classes but MODEL.SEM_SEG_HEAD.NUM_CLASSES of its config is "
-            f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}"
-        )
-    return classes
 
 
 def _check_device(device: str) -> None:

@@ -19,10 +19,12 @@ from tiny_models import CONFIGS, STRUCTURES, small_config
 from torch import nn
 
 from d2_contrast.config import load_config
+from d2_contrast.data import Classes
 from d2_contrast.data.datasets.shapes_drawing import CLASSES, draw
 from d2_contrast.engine import export
 from d2_contrast.engine.checkpoint import ContrastCheckpointer
 from d2_contrast.engine.export import FORMATS, InexactExportError, check_installed, export_network
+from d2_contrast.engine.stripped import save_stripped
 from d2_contrast.export import SUFFIXES, main
 from d2_contrast.modeling.exportable import AveragePool, ExportableFunctions, SwinStage
 
@@ -265,6 +267,17 @@ def test_pages_examples(kind, run_folder, tmp_path, monkeypatch, capsys):
     if kind == "onnx":
         colors = np.array(json.loads(about["colors"]))
         assert np.array_equal(np.asarray(Image.open("label_map.png")), colors[expected])
+
+
+def test_classes_that_the_weights_name(run_folder, tmp_path, monkeypatch):
+    """Stripped weights tell classes that no dataset here has."""
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config(str(run_folder / "config.yaml"))
+    classes = Classes.numbered(12, ignore_label=200)
+    save_stripped("a.safetensors", build_model(cfg), cfg, classes, iteration=1)
+    assert main(["--weights", "a.safetensors", "--output", "a.pt"]) == 0
+    about = read_metadata("a.pt", "torchscript")
+    assert tuple(json.loads(about["classes"])) == classes.names and about["ignore_label"] == "200"
 
 
 def test_refusal_on_the_command_line(run_folder, tmp_path, monkeypatch, capsys):
