@@ -1,7 +1,7 @@
 """Measure what the feature maps of trained networks know about classes, at the same positions for all of them.
 
 d2-contrast features output/shapes/uper_r18 output/shapes/uper_r18_contrast
-d2-contrast features output/camvid/uper_mobilenetv2_contrast_bs4_2400 --dataset camvid_11_test --maps p2 p3
+d2-contrast features output/camvid/uper_mobilenetv2_contrast_bs4_1600 --dataset camvid_11_test --maps p2 p3
 
 A run is a folder that a training had as OUTPUT_DIR. The table on the terminal is also written to features.md and
 features.json, with t-SNE maps of each feature map (tsne.png) and of all scales together (joint.png). What the measures

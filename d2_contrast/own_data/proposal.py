@@ -17,7 +17,7 @@ from .classes import Classes, choose_classes
 from .labels import LabelScan, color_of, read_colors, scan_labels
 from .layout import Sample, find_layout, hold_out
 
-RECIPE = "camvid/uper_mobilenetv2_contrast_bs4_2400"
+RECIPE = "camvid/uper_mobilenetv2_contrast_bs4_1600"
 BATCH = 4
 PASSES = 50  # over the training images
 ITERATIONS = (1000, 40000)  # fewest and most

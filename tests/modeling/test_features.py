@@ -12,7 +12,7 @@ PYRAMID = ["p2", "p3", "p4", "p5"]
     "baseline, twin, names",
     [
         ("shapes/uper_r18.yaml", "shapes/uper_r18_contrast.yaml", PYRAMID),
-        ("camvid/uper_mobilenetv2_bs4_2400.yaml", "camvid/uper_mobilenetv2_contrast_bs4_2400.yaml", PYRAMID),
+        ("camvid/uper_mobilenetv2_bs4_1600.yaml", "camvid/uper_mobilenetv2_contrast_bs4_1600.yaml", PYRAMID),
         ("ade20k/uper_r101_bs16_160k.yaml", "ade20k/uper_r101_contrast_bs16_160k.yaml", PYRAMID),
         ("cityscapes/hrnet_w48_bs12_120k.yaml", "cityscapes/hrnet_w48_contrast_bs12_120k.yaml", STAGES),
         (
