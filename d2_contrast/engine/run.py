@@ -105,5 +105,6 @@ def _finish(cfg: CfgNode, model: nn.Module, results: dict, folders: Mapping[str,
         files = []
     files += [os.path.join(folder, RESULTS_FILE) for folder in folders.values()]
     files.append(os.path.join(picture_folder, METRICS))
-    logger.info(to_look_at(path for path in files if os.path.isfile(path)))
+    if written := [path for path in files if os.path.isfile(path)]:  # none after a prediction for submission
+        logger.info(to_look_at(written))
     return results
