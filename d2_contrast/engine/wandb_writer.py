@@ -34,8 +34,8 @@ class WandbWriter(EventWriter):
         """
         wandb = import_extra("wandb", "wandb")
         # Weights & Biases alone goes on with runs that crashed, but not with those that ended in order.
-        path = os.path.join(cfg.OUTPUT_DIR, RUN_ID)
-        known = Path(path).read_text().strip() if os.path.isfile(path) else None
+        path = Path(cfg.OUTPUT_DIR, RUN_ID)
+        known = path.read_text() if path.is_file() else None
         try:
             self._run = wandb.init(
                 project=cfg.WANDB.PROJECT,

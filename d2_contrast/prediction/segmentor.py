@@ -130,12 +130,7 @@ class Segmentor:
             for i, (image, scores) in enumerate(zip(group, self._scores(inputs)), start=first):
                 label_map = np.empty(image.shape[:2], np.uint8 if len(self.classes) <= 256 else np.uint16)
                 array = None if allocate is None else allocate(i, (len(self.classes), *image.shape[:2]))
-
-                def use(row: int, band: Tensor, label_map=label_map, array=array) -> None:
-                    self._keep(row, band, label_map, array)
-                    advance(band.shape[1] / len(label_map))
-
-                scores(use)
+                scores(lambda row, band, m=label_map, a=array: self._keep(row, band, m, a, advance))
                 label_maps.append(label_map)
                 arrays.append(array)
         return [Segmentation(m, self.classes, image, a) for image, m, a in zip(images, label_maps, arrays)]
@@ -163,12 +158,20 @@ class Segmentor:
             for output in self._inference.batched(inputs):
                 yield lambda use, output=output: use(0, output["sem_seg"])
 
-    def _keep(self, first: int, scores: Tensor, label_map: np.ndarray, probabilities: np.ndarray | None) -> None:
+    def _keep(
+        self,
+        first: int,
+        scores: Tensor,
+        label_map: np.ndarray,
+        probabilities: np.ndarray | None,
+        advance: Advance,
+    ) -> None:
         rows = slice(first, first + scores.shape[1])
         label_map[rows] = argmax_classes(scores).cpu().numpy()
         if probabilities is not None:
             shares = scores if len(self._inference.views) > 1 else scores.float().softmax(0)
             probabilities[:, rows] = shares.cpu().numpy()
+        advance(scores.shape[1] / len(label_map))
 
 
 def _allocate(_: int, shape: tuple[int, int, int]) -> np.ndarray:

@@ -73,12 +73,12 @@ def find_sources(inputs: Sequence[str], output: str) -> list[Source]:
 
 def describe_left_out(folder: str) -> str:
     """A sentence on the files in a folder that are no images, "" if there are none."""
-    files = [path for path in list_files(Path(folder), "**/*") if path.is_file()]
-    suffixes = Counter(file.suffix.lower() or "without a suffix" for file in files)
-    others = [f"{count} {suffix}" for suffix, count in sorted(suffixes.items()) if suffix not in IMAGE_SUFFIXES]
-    if not others:
+    others = [path for path in list_files(Path(folder), "**/*") if path.suffix.lower() not in IMAGE_SUFFIXES]
+    suffixes = Counter(path.suffix.lower() or "without a suffix" for path in others if path.is_file())
+    if not suffixes:
         return ""
-    return f"{folder}: left out what is no image ({', '.join(others)}); a video is predicted if it is named itself"
+    counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
+    return f"{folder}: left out what is no image ({counts}); a video is predicted if it is named itself"
 
 
 def _find(text: str) -> tuple[str, list[str]]:

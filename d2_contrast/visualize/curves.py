@@ -65,13 +65,7 @@ def draw_curves(metrics: Mapping[str, Series]) -> Figure:
         losses, key=lambda k: (k != "total_loss", k != "loss_sem_seg", not k.startswith("loss_contrast"), k.count("_"))
     )
     _draw(axes[0], {k: losses[k] for k in order}, "loss (weighted)", "no losses were logged")
-    _draw(
-        axes[1],
-        scores,
-        "mean IoU (%)",
-        "no evaluation was logged",
-        marker="o",
-    )
+    _draw(axes[1], scores, "mean IoU (%)", "no evaluation was logged", marker="o")
     _draw(axes[2], rates, "learning rate", "no learning rate was logged", legend=False)
     values = [v[np.isfinite(v)] for _, v in losses.values()]
     if values and all((v > 0).all() for v in values):
