@@ -62,10 +62,12 @@ def _memory_kb(entry: str) -> int:
     return int(re.search(rf"{entry}:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1))
 
 
-def in_subprocess(module: str, *arguments: object) -> list[float]:
-    """The numbers that ``python -m module arguments`` prints."""
+def in_subprocess(module: str, *arguments: object, **environment: str) -> list[float]:
+    """The numbers that ``python -m module arguments`` prints, with further variables of the environment."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    return [float(x) for x in subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()]
+    environment = {**os.environ, **environment}
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return [float(x) for x in process.stdout.split()]
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -5,8 +5,9 @@
 Batches are random images, and label maps of cells with about ten classes an image. A step is forward pass, backward
 pass and SGD update. "dense" projects whole maps, "anchors" the sampled positions alone. The ratio of times is the
 median over rounds of all forms in turn. Seconds are those of the processor, so that other load on the machine does not
-count; on several threads they add up. Memory is the peak of a process of its own, with its libraries. KEY VALUE pairs
-override the configs.
+count; on several threads they add up. Memory is the peak of a process of its own, with its libraries; the process
+returns what it frees at once, so that the peak is what a step holds and not what the C library keeps for later.
+KEY VALUE pairs override the configs.
 """
 
 import argparse
@@ -80,12 +81,17 @@ def measure_memory(name: str, form: str, overrides: list[str]) -> float:
     return process_peak_mb()
 
 
+def memory_in_subprocess(name: str, form: str, overrides: list[str]) -> float:
+    arguments = ["--measure", name, form, *overrides]
+    return in_subprocess("benchmarks.train_step", *arguments, MALLOC_MMAP_THRESHOLD_="65536")[0]
+
+
 def compare(name: str, repeats: int, overrides: list[str]) -> list[list[object]]:
     """A row for each form: seconds and peak memory, and their ratios to those without the losses."""
     images = MODELS[name][2]
     configs = {form: config(name, form, overrides) for form in FORMS}
     seconds = time_rounds({form: step(cfg, images) for form, cfg in configs.items()}, repeats, time.process_time)
-    memory = {form: in_subprocess("benchmarks.train_step", "--measure", name, form, *overrides)[0] for form in configs}
+    memory = {form: memory_in_subprocess(name, form, overrides) for form in configs}
     height, width = configs["without"].INPUT.CROP.SIZE
     rows = []
     for form in configs:
