@@ -2,16 +2,20 @@
 
     pip install transformers segmentation-models-pytorch
     python -m benchmarks.networks [--networks swin_t r101 deeplabv3_r101] [--size 2 256 256] [--repeats 5]
-    python -m benchmarks.networks --own r18 hrnet_w48 swin_t [--compile]
+    python -m benchmarks.networks --own r18 hrnet_w48 swin_t
+    export TORCHINDUCTOR_COMPILE_THREADS=1 TORCHINDUCTOR_FORCE_DISABLE_CACHES=1
+    python -m benchmarks.networks --own r18 hrnet_w48 swin_t --compile
 
 The first form sets ours beside the peers: training step (forward pass, cross entropy, backward pass, SGD update) and
-inference, in float32 and in bfloat16, where ours has the memory format that its config sets. The second shows what
-channels last and torch.compile do to ours. Random weights and images. All take turns in every round; a ratio is the
+inference, in float32 and in bfloat16, where ours has the memory format that its config sets. The others show what
+channels last and torch.compile do to ours; by the variables, compilers run in turn, so that their time is counted, and
+find nothing that was compiled before. Random weights and images. All take turns in every round; a ratio is the
 median over rounds. Seconds are those of the processor, so that other load on the machine does not count; on several
 threads they would add up, hence there is one. Memory is the peak of a process of its own, after two training steps.
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -162,10 +166,10 @@ def inference(model: nn.Module, dtype: torch.dtype | None, size: tuple[int, ...]
 
 
 def first_call(function: Callable[[], None]) -> float:
-    """Seconds of the processor that the first call of a function takes."""
-    start = time.process_time()
+    """Seconds of the processor that the first call of a function takes, with those of C++ compilers that it runs."""
+    start = sum(os.times()[:4])
     function()
-    return time.process_time() - start
+    return sum(os.times()[:4]) - start
 
 
 def compare(name: str, forms: list[str], args: argparse.Namespace) -> list[list[object]]:
