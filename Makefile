@@ -33,8 +33,9 @@ $(READY): pyproject.toml setup.py tools/install_detectron2.py
 demo: $(READY)
 	$(BIN)/python tools/demo.py
 
+# The tests of a file stay together; a process takes up to 3 GB.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
