@@ -229,8 +229,8 @@ def _add_contrast(cfg: CN) -> None:
     # Share anchors among all processes, so that the loss sees the whole batch.
     cfg.MODEL.CONTRAST.GATHER = False
     # What is projected in training: "dense" (the paper: the whole map, of which positions are drawn) or "anchors"
-    # (positions are drawn first, and only their vectors are projected: a little faster, with a third of the memory that
-    # the losses add. Norms then take their statistics over the anchors instead of the map).
+    # (positions are drawn first, and only their vectors are projected: the losses take a little less time and a third
+    # of the memory. Norms then take their statistics over the anchors instead of the map).
     cfg.MODEL.CONTRAST.PROJECT = "dense"
     # The projector of each scale: hidden layers (Conv1x1-ReLU-norm, width kept; paper 2, authors' code 1), then a
     # linear map to EMBEDDING_DIM.
