@@ -65,8 +65,7 @@ def _memory_kb(entry: str) -> int:
 def in_subprocess(module: str, *arguments: object, **environment: str) -> list[float]:
     """The numbers that ``python -m module arguments`` prints, with further variables of the environment."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    environment = {**os.environ, **environment}
-    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **environment})
     return [float(x) for x in process.stdout.split()]
 
 
