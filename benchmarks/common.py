@@ -69,6 +69,14 @@ def in_subprocess(module: str, *arguments: object, **environment: str) -> list[f
     return [float(x) for x in process.stdout.split()]
 
 
+def peak_in_subprocess(module: str, *arguments: object) -> float:
+    """The peak memory that ``python -m module arguments`` prints, see `process_peak_mb`.
+
+    What the process frees goes back at once, so that the peak is what it holds and not what the C library keeps.
+    """
+    return in_subprocess(module, *arguments, MALLOC_MMAP_THRESHOLD_="65536")[0]
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table; floats get three significant digits."""
 

@@ -11,7 +11,8 @@ inference, in float32 and in bfloat16, where ours has the memory format that its
 channels last and torch.compile do to ours; by the variables, compilers run in turn, so that their time is counted, and
 find nothing that was compiled before. Random weights and images. All take turns in every round; a ratio is the
 median over rounds. Seconds are those of the processor, so that other load on the machine does not count; on several
-threads they would add up, hence there is one. Memory is the peak of a process of its own, after two training steps.
+threads they would add up, hence there is one. Memory is the peak of a process of its own, after two training steps,
+where what is freed goes back at once.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 import d2_contrast.modeling  # noqa: F401  (registers the models)
-from benchmarks.common import in_subprocess, machine, markdown, process_peak_mb, time_rounds
+from benchmarks.common import machine, markdown, peak_in_subprocess, process_peak_mb, time_rounds
 from d2_contrast.config import load_config
 from d2_contrast.modeling.compilation import compile_network
 
@@ -191,7 +192,7 @@ def compare(name: str, forms: list[str], args: argparse.Namespace) -> list[list[
     if args.memory:
         del models
         for form in forms:
-            rows[form] += in_subprocess("benchmarks.networks", "--measure", name, form, "--size", *size)
+            rows[form].append(peak_in_subprocess("benchmarks.networks", "--measure", name, form, "--size", *size))
     return list(rows.values())
 
 

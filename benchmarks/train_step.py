@@ -20,7 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 import d2_contrast.modeling  # noqa: F401  (registers the models)
-from benchmarks.common import in_subprocess, machine, markdown, process_peak_mb, time_rounds
+from benchmarks.common import machine, markdown, peak_in_subprocess, process_peak_mb, time_rounds
 from d2_contrast.config import load_config
 
 MODELS = {
@@ -81,17 +81,12 @@ def measure_memory(name: str, form: str, overrides: list[str]) -> float:
     return process_peak_mb()
 
 
-def memory_in_subprocess(name: str, form: str, overrides: list[str]) -> float:
-    arguments = ["--measure", name, form, *overrides]
-    return in_subprocess("benchmarks.train_step", *arguments, MALLOC_MMAP_THRESHOLD_="65536")[0]
-
-
 def compare(name: str, repeats: int, overrides: list[str]) -> list[list[object]]:
     """A row for each form: seconds and peak memory, and their ratios to those without the losses."""
     images = MODELS[name][2]
     configs = {form: config(name, form, overrides) for form in FORMS}
     seconds = time_rounds({form: step(cfg, images) for form, cfg in configs.items()}, repeats, time.process_time)
-    memory = {form: memory_in_subprocess(name, form, overrides) for form in configs}
+    memory = {f: peak_in_subprocess("benchmarks.train_step", "--measure", name, f, *overrides) for f in configs}
     height, width = configs["without"].INPUT.CROP.SIZE
     rows = []
     for form in configs:
