@@ -2,6 +2,8 @@
 
 import inspect
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 HOW = (
     "From a clone of d2_contrast run `python tools/install_detectron2.py` (no compiler needed); elsewhere run "
@@ -20,12 +22,18 @@ except ModuleNotFoundError as error:
     ) from None
 
 
+@contextmanager
+def without_deprecations() -> Iterator[None]:
+    """Ignore what newer libraries say about the code of Detectron2 and fvcore, which its users cannot change."""
+    with warnings.catch_warnings():
+        for start in (r"`torch\.jit\.script", r"torch\.meshgrid", r"Importing from timm\.models\.layers"):
+            warnings.filterwarnings("ignore", message=start)
+        yield
+
+
 def find_missing() -> list[str]:
     """What this project needs and the installed Detectron2 lacks. Its version does not tell: 0.6 since 2021."""
-    with warnings.catch_warnings():
-        # Detectron2 and fvcore script functions as they are imported, which newer torch deprecates.
-        warnings.filterwarnings("ignore", message=r"`torch\.jit\.script", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=r"`torch\.jit\.script", category=DeprecationWarning)
+    with without_deprecations():
         from detectron2 import modeling, solver
 
     needed = {

@@ -1,3 +1,6 @@
+import sys
+import warnings
+
 import pytest
 import segmentation_models_pytorch as smp
 import timm
@@ -186,6 +189,17 @@ def test_swin_is_detectron2s():
     with torch.no_grad():
         for x, y in zip(ours(image).values(), theirs(image).values()):
             assert torch.equal(x, y)
+
+
+def test_swin_is_built_without_warnings_about_detectron2s_code(monkeypatch):
+    monkeypatch.delitem(sys.modules, "timm.models.layers", raising=False)  # it warns when it is imported
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Swin(**TINY_SWIN)
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_swin_checkpointing_changes_memory_only():

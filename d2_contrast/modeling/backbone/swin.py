@@ -9,6 +9,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, SwinTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..._detectron2 import without_deprecations
 from ..weights import load_pretrained
 from .timm import FEATURES, wants_pretrained
 
@@ -42,13 +43,14 @@ class Swin(SwinTransformer):
         Raises:
             RuntimeError: the weights cannot be downloaded.
         """
-        super().__init__(
-            embed_dim=embed_dim,
-            depths=depths,
-            num_heads=num_heads,
-            window_size=window_size,
-            drop_path_rate=drop_path,
-        )
+        with without_deprecations():
+            super().__init__(
+                embed_dim=embed_dim,
+                depths=depths,
+                num_heads=num_heads,
+                window_size=window_size,
+                drop_path_rate=drop_path,
+            )
         if checkpointing:
             for stage in self.layers:
                 for block in stage.blocks:
