@@ -1,6 +1,7 @@
 """Time and memory of a training step with the contrastive losses, and of the same step without them, by the configs.
 
-    python -m benchmarks.train_step [--models uper_swin_t uper_r18 shapes] [--repeats 5] [KEY VALUE ...]
+    python -m benchmarks.train_step [--models uper_swin_t uper_r18 shapes] [--forms dense anchors] [--repeats 5]
+        [--no-memory] [KEY VALUE ...]
 
 Batches are random images, and label maps of cells with about ten classes an image. A step is forward pass, backward
 pass and SGD update. "dense" projects whole maps, "anchors" the sampled positions alone. The ratio of times is the
@@ -81,25 +82,29 @@ def measure_memory(name: str, form: str, overrides: list[str]) -> float:
     return process_peak_mb()
 
 
-def compare(name: str, repeats: int, overrides: list[str]) -> list[list[object]]:
+def compare(name: str, args: argparse.Namespace) -> list[list[object]]:
     """A row for each form: seconds and peak memory, and their ratios to those without the losses."""
     images = MODELS[name][2]
-    configs = {form: config(name, form, overrides) for form in FORMS}
-    seconds = time_rounds({form: step(cfg, images) for form, cfg in configs.items()}, repeats, time.process_time)
-    memory = {f: peak_in_subprocess("benchmarks.train_step", "--measure", name, f, *overrides) for f in configs}
+    configs = {form: config(name, form, args.overrides) for form in ("without", *args.forms)}
+    seconds = time_rounds({form: step(cfg, images) for form, cfg in configs.items()}, args.repeats, time.process_time)
     height, width = configs["without"].INPUT.CROP.SIZE
-    rows = []
+    rows: dict[str, list[object]] = {}
     for form in configs:
         ratio = statistics.median(b / a for a, b in zip(seconds["without"], seconds[form]))
-        row = [name, f"{images} x {height} x {width}", form, statistics.median(seconds[form]), ratio]
-        rows.append([*row, memory[form], memory[form] / memory["without"]])
-    return rows
+        rows[form] = [name, f"{images} x {height} x {width}", form, statistics.median(seconds[form]), ratio]
+    if args.memory:
+        peaks = {f: peak_in_subprocess("benchmarks.train_step", "--measure", name, f, *args.overrides) for f in configs}
+        for form, peak in peaks.items():
+            rows[form] += [peak, peak / peaks["without"]]
+    return list(rows.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--forms", nargs="+", choices=list(FORMS)[1:], default=list(FORMS)[1:], help="with the losses")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds; the median counts")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave memory out")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the configs")
     args = parser.parse_args()
@@ -107,9 +112,9 @@ def main() -> None:
         print(measure_memory(*args.measure, args.overrides))
         return
     print(f"{machine()}\n", flush=True)
+    header = ["model", "batch", "losses", "s", "ratio", *(["MB", "ratio"] if args.memory else [])]
     for name in args.models:
-        rows = compare(name, args.repeats, args.overrides)
-        print(markdown(["model", "batch", "losses", "s", "ratio", "MB", "ratio"], rows), end="\n\n", flush=True)
+        print(markdown(header, compare(name, args)), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":
