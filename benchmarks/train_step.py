@@ -102,7 +102,8 @@ def compare(name: str, args: argparse.Namespace) -> list[list[object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--forms", nargs="+", choices=list(FORMS)[1:], default=list(FORMS)[1:], help="with the losses")
+    losses = [form for form in FORMS if form != "without"]
+    parser.add_argument("--forms", nargs="+", choices=losses, default=losses, help="forms of the losses")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds; the median counts")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave memory out")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
