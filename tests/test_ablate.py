@@ -37,7 +37,7 @@ def main(tmp_path, monkeypatch):
 def test_run_and_table(main, capsys):
     assert main(["spec.yaml", "--jobs", "2", "--plot", "--results", "kept"]) == 0
     out, err = capsys.readouterr()
-    assert "2 rows x 2 seeds (1, 2) = 4 runs, 16 iterations: 4 to do." in err
+    assert "2 rows, 2 seeds (1, 2), 4 runs of 16 iterations in all: 4 to do." in err
     assert "+5.00 [+5.00, +5.00]" in out and out.startswith("# spec\n")
     folder = Path("output/ablations/spec")
     assert (folder / "spec.md").read_text() == out.removesuffix("\n")

@@ -60,12 +60,11 @@ class Store:
         deviating: dict[str, list[dict]] = {}
         for path in sorted(self.results.glob("*.json")):
             record = read_record(path)
-            if record["seed"] not in spec.seeds:
-                continue
             if same := [row for row in spec.rows if row.hash == record["hash"]]:
                 for row in same:
-                    records.setdefault((row.name, record["seed"]), record)
-            elif record["spec"] == spec.name and record["row"] in rows:
+                    if record["seed"] in row.seeds:
+                        records.setdefault((row.name, record["seed"]), record)
+            elif record["spec"] == spec.name and record["row"] in rows and record["seed"] in rows[record["row"]].seeds:
                 changes = _changes(record["settings"], rows[record["row"]].settings)
                 deviating.setdefault(changes, []).append(record)
         if not records and len(deviating) == 1:

@@ -33,8 +33,8 @@ def describe_plan(spec: Spec, store: Store) -> str:
         text.append(f"Overrides of all rows: {', '.join(pair for pair in _pairs(spec.rows[0]) if pair in shared)}")
     text += [
         tabulate(lines, ["row", "config", "overrides", "iterations", "runs"], disable_numparse=True),
-        f"{counted(len(spec.rows), 'row')} x {counted(len(spec.seeds), 'seed')} ({', '.join(map(str, spec.seeds))}) = "
-        f"{counted(len(states), 'run')}, {counted(iterations, 'iteration')}: {total}. In {store.output}",
+        f"{counted(len(spec.rows), 'row')}, {counted(len(spec.seeds), 'seed')} ({', '.join(map(str, spec.seeds))}), "
+        f"{counted(len(states), 'run')} of {counted(iterations, 'iteration')} in all: {total}. In {store.output}",
     ]
     for i, row in enumerate(spec.rows):
         for other in spec.rows[:i]:

@@ -26,7 +26,7 @@ from ..errors import message_of
 from ..evaluation import summarize_confusion
 
 SPEC_KEYS = ("seeds", "baseline", "metrics", "output", "overrides", "axes", "rows")
-ROW_KEYS = ("name", "config", "overrides", "axes", "baseline")
+ROW_KEYS = ("name", "config", "seeds", "overrides", "axes", "baseline")
 # Keys that change where files go, what is logged or how fast a run is, but not its result.
 WITHOUT_INFLUENCE = (
     "OUTPUT_DIR",
@@ -60,6 +60,7 @@ class Row:
         name: of the row, as in the spec, with the values of its axes.
         baseline: name of the row that it is compared with, or None.
         config: the config file.
+        seeds: of its runs.
         overrides: values by dotted key, those for all rows included.
         settings: values by dotted key that determine the result, see ``settings_of``.
         iterations: length of a run.
@@ -69,6 +70,7 @@ class Row:
     name: str
     baseline: str | None
     config: Path
+    seeds: tuple[int, ...]
     overrides: Mapping[str, object]
     settings: Mapping[str, object]
     iterations: int
@@ -109,14 +111,18 @@ class Spec:
 
     name: str
     rows: tuple[Row, ...]
-    seeds: tuple[int, ...]
     metrics: tuple[str, ...] | None
     output: Path
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of all rows, each once, in the order of the file."""
+        return tuple(dict.fromkeys(seed for row in self.rows for seed in row.seeds))
+
+    @property
     def runs(self) -> list[Run]:
         """All runs, seed by seed, so that rows can be compared early."""
-        return [Run(row, seed) for seed in self.seeds for row in self.rows]
+        return [Run(row, seed) for seed in self.seeds for row in self.rows if seed in row.seeds]
 
 
 def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
@@ -132,11 +138,7 @@ def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     path = Path(path)
     content = _read_yaml(path)
     _check_keys(content, SPEC_KEYS, ("seeds", "rows"), str(path))
-    seeds = content["seeds"]
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
-        raise AblationError(f"{path}: seeds is {seeds!r}: expected a list of numbers from 0 on, such as [1, 2, 3, 4]")
-    if len(set(seeds)) < len(seeds):
-        raise AblationError(f"{path}: seeds is {seeds}: expected each once")
+    seeds = _seeds(content["seeds"], str(path))
     metrics = content.get("metrics")
     if metrics is not None and (not isinstance(metrics, list) or not metrics):
         raise AblationError(f"{path}: metrics is {metrics!r}: expected a list, such as [mIoU, mIoU-rare, IoU-Car]")
@@ -154,6 +156,7 @@ def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
         )
         _check_keys(entry, ROW_KEYS, ("name", "config"), where)
         baseline = entry.get("baseline", content.get("baseline"))
+        own_seeds = _seeds(entry["seeds"], where) if "seeds" in entry else seeds
         own = {**common, **_overrides(entry, where)}
         for values in itertools.product(*_axes(entry, where)):
             for shared_values in itertools.product(*shared):
@@ -169,6 +172,7 @@ def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
                         None if compared == name else compared,
                         str(entry["config"]),
                         path.parent,
+                        own_seeds,
                         {**own, **chosen, **last},
                         f"{path}: row {name!r}",
                     )
@@ -187,7 +191,7 @@ def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     metrics = None if metrics is None else tuple(map(str, metrics))
     _check_metrics(metrics or (), sorted({d for row in built for d in row.datasets}), str(path))
     output = content.get("output", f"output/ablations/{path.stem}")
-    return Spec(path.stem, tuple(built), tuple(seeds), metrics, Path(str(output)))
+    return Spec(path.stem, tuple(built), metrics, Path(str(output)))
 
 
 def settings_of(cfg: CfgNode) -> dict[str, object]:
@@ -254,6 +258,14 @@ def _check_keys(entry: object, known: Sequence[str], required: Sequence[str], wh
             raise AblationError(f"{where}: the key {key} is missing")
 
 
+def _seeds(value: object, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not value or not all(type(s) is int and s >= 0 for s in value):
+        raise AblationError(f"{where}: seeds is {value!r}: expected a list of numbers from 0 on, such as [1, 2, 3, 4]")
+    if len(set(value)) < len(value):
+        raise AblationError(f"{where}: seeds is {value}: expected each once")
+    return tuple(value)
+
+
 def _overrides(entry: Mapping, where: str) -> dict[str, object]:
     return _flatten_overrides(entry.get("overrides") or {}, f"{where}: overrides")
 
@@ -303,7 +315,15 @@ def _axes(entry: Mapping, where: str) -> list[list[Choice]]:
     return result
 
 
-def _row(name: str, baseline: str | None, config: str, folder: Path, overrides: dict, where: str) -> Row:
+def _row(
+    name: str,
+    baseline: str | None,
+    config: str,
+    folder: Path,
+    seeds: tuple[int, ...],
+    overrides: dict,
+    where: str,
+) -> Row:
     try:
         file = Path(find_config(config, str(folder))).resolve()
         cfg = load_config(str(file), as_options(overrides))
@@ -313,7 +333,7 @@ def _row(name: str, baseline: str | None, config: str, folder: Path, overrides: 
         raise AblationError(f"{where}: {_one_line(error).removeprefix('command line: ')}") from error
     if not cfg.DATASETS.TEST:
         raise AblationError(f"{where}: DATASETS.TEST is empty: there would be nothing to report")
-    return Row(name, baseline, file, overrides, settings_of(cfg), cfg.SOLVER.MAX_ITER, tuple(cfg.DATASETS.TEST))
+    return Row(name, baseline, file, seeds, overrides, settings_of(cfg), cfg.SOLVER.MAX_ITER, tuple(cfg.DATASETS.TEST))
 
 
 def _check_metrics(metrics: Iterable[str], datasets: Sequence[str], where: str) -> None:

@@ -21,6 +21,7 @@ class Line:
         row: name of the row.
         baseline: name of the row that it is compared with, or None.
         finished: number of finished runs.
+        planned: number of runs.
         scores: {metric: {seed: percent}}.
         differences: {metric: difference to the baseline, or None}.
         seconds: for one iteration, median of the runs, or None.
@@ -31,6 +32,7 @@ class Line:
     row: str
     baseline: str | None
     finished: int
+    planned: int
     scores: Mapping[str, Mapping[int, float]]
     differences: Mapping[str, Difference | None]
     seconds: float | None
@@ -67,7 +69,7 @@ def _table(spec: Spec, rows: Sequence[Row], records: Records, dataset: str) -> T
     results = {
         row.name: {
             seed: records[row.name, seed]["results"][dataset]
-            for seed in spec.seeds
+            for seed in row.seeds
             if dataset in records.get((row.name, seed), {}).get("results", {})
         }
         for row in rows
@@ -93,6 +95,7 @@ def _table(spec: Spec, rows: Sequence[Row], records: Records, dataset: str) -> T
                 row.name,
                 row.baseline,
                 len(own),
+                len(row.seeds),
                 scores[row.name],
                 {m: paired_difference(scores[row.name][m], compared.get(m, {})) for m in metrics},
                 _reduce(statistics.median, [record["seconds_per_iteration"] for record in own]),
@@ -111,7 +114,7 @@ def _reduce(function, values: Sequence[float | None], factor: float = 1.0) -> fl
 def to_markdown(spec: Spec, tables: Sequence[Table], records: Records, remarks: Sequence[str]) -> str:
     """The tables as a page of Markdown: with the scores of each seed, and what they were obtained with."""
     size = f"{counted(len(spec.rows), 'row')}, {counted(len(spec.seeds), 'seed')}"
-    runs = counted(len(spec.rows) * len(spec.seeds), "run")
+    runs = counted(len(spec.runs), "run")
     parts = [
         f"# {spec.name}",
         f"{size}: {len(records)} of {runs} finished.",
@@ -178,9 +181,7 @@ def _cells(table: Table, plus_minus: str, delta: str) -> tuple[list[str], list[l
     rows = []
     for line in table.lines:
         row = [line.row, *([line.baseline or "-"] if len(baselines) > 1 else [])]
-        row.append(
-            f"{line.finished}" if line.finished == len(table.seeds) else f"{line.finished} of {len(table.seeds)}"
-        )
+        row.append(f"{line.finished}" if line.finished == line.planned else f"{line.finished} of {line.planned}")
         for metric in table.metrics:
             summary = line.summary(metric)
             row.append(_score(summary, plus_minus))
@@ -241,7 +242,7 @@ def to_csv(tables: Sequence[Table]) -> str:
                 writer.writerow(
                     [
                         table.dataset, line.row, line.baseline, metric,
-                        summary.n if summary else 0, len(table.seeds),
+                        summary.n if summary else 0, line.planned,
                         *((summary.mean, summary.std) if summary else (None, None)),
                         difference.n if difference else 0,
                         *((difference.mean, difference.low, difference.high) if difference else (None,) * 3),

@@ -34,6 +34,13 @@ def test_rows_times_seeds(write_spec):
     assert str(spec.output) == "output/ablations/spec"
 
 
+def test_a_row_may_have_seeds_of_its_own(write_spec):
+    spec = read_spec(write_spec(TWO_ROWS.replace("{name: plain,", "{name: plain, seeds: [2, 3],")))
+    assert [(run.row.name, run.seed) for run in spec.runs] == [
+        ("plain", 2), ("small rate", 2), ("plain", 3), ("small rate", 1),
+    ]  # fmt: skip
+
+
 def test_command_line_is_stronger_than_the_file(write_spec):
     spec = read_spec(write_spec(TWO_ROWS), ["SOLVER.MAX_ITER", "7", "SOLVER.BASE_LR", "0.5"])
     assert [row.iterations for row in spec.rows] == [7, 7]
@@ -124,6 +131,7 @@ WRONG = {
     f"seeds: 4\nrows: [{ROW}]": r"seeds is 4: expected a list",
     f"seeds: [1, -1]\nrows: [{ROW}]": r"seeds is \[1, -1\]: expected a list of numbers from 0 on",
     f"seeds: [1, 1]\nrows: [{ROW}]": r"seeds is \[1, 1\]: expected each once",
+    ONE.replace("name: a", "name: a, seeds: 3"): r"row 'a': seeds is 3: expected a list",
     f"seeds: [1]\nbase: a\nrows: [{ROW}]": r"unknown key 'base': did you mean baseline\?",
     f"seeds: [1]\nseeds: [2]\nrows: [{ROW}]": r"the key 'seeds' is there twice \(line 1",
     "seeds: [1]\nrows: []": r"rows is \[\]: expected a list of rows",

@@ -102,6 +102,19 @@ def test_markdown(collected):
     assert "\n- a remark\n- Trained on A CPU, threads 2, torch 2.9, commit abc.\n" in page
 
 
+def test_a_row_with_seeds_of_its_own(write_spec, store, write_records):
+    spec = read_spec(write_spec(SPEC.replace("{name: ours,", "{name: ours, seeds: [2, 3, 4],")))
+    write_records(spec)
+    records, _ = store.collect(spec)
+    (table,) = build_tables(spec, records)
+    plain, ours, *_ = table.lines
+    assert table.seeds == (1, 2, 3, 4)
+    assert [(line.finished, line.planned, list(line.scores["mIoU"])) for line in (plain, ours)] == [
+        (3, 3, [1, 2, 3]), (2, 3, [2, 3]),
+    ]  # fmt: skip
+    assert ours.differences["mIoU"].n == 2 and ours.differences["mIoU"].mean == pytest.approx(5.0)
+
+
 def test_latex(collected):
     spec, tables, _ = collected
     text = to_latex(spec, tables)
