@@ -57,13 +57,13 @@ def main(argv: list[str] | None = None) -> int:
         (name, f"{p / 1e6:.3f}", f"{p / total[0]:.1%}", f"{o / 1e9:.3f}", f"{o / total[1]:.1%}") for name, p, o in rows
     ]
     print(f"One image of {image.shape[2]} x {image.shape[3]} pixels. Shares are of inference.")
-    headers = ["part", "parameters (M)", "share", "GFLOPs", "share"]
+    headers = ["part", "parameters (M)", "share", "multiply-adds (G)", "share"]
     print(tabulate(table, headers, disable_numparse=True, stralign="right"))
     if plain:
         parameters, operations = plain[""]
         print(
             f"Without the contrastive branch inference takes {parameters / 1e6:.3f} M parameters and "
-            f"{operations / 1e9:.3f} GFLOPs: "
+            f"{operations / 1e9:.3f} G multiply-adds: "
             + ("the branch costs nothing there." if plain[""] == total else "the branch has a cost there!")
         )
     return 0
