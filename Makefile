@@ -1,7 +1,7 @@
 # make demo: set everything up, train without and with the losses on the embedded dataset, and compare.
 # make test: set everything up, run the test suite.
 # All share one environment in .venv; it is made once and again only if its description changes.
-# TORCH=cpu, given when it is made, takes PyTorch without CUDA: 1 GB instead of 6.
+# TORCH=cpu, given when it is made, takes PyTorch without CUDA: 2 GB instead of 6.5.
 
 PYTHON ?= python3
 VENV := .venv
