@@ -56,15 +56,14 @@ class Store:
         files alone, although weights had another path or a config has changed since.
         """
         records = {(run.row.name, run.seed): record for run in spec.runs if (record := self.record(spec.name, run))}
-        rows = {row.name: row for row in spec.rows}
         deviating: dict[str, list[dict]] = {}
         for path in sorted(self.results.glob("*.json")):
             record = read_record(path)
-            if same := [row for row in spec.rows if row.hash == record["hash"]]:
-                for row in same:
-                    if record["seed"] in row.seeds:
-                        records.setdefault((row.name, record["seed"]), record)
-            elif record["spec"] == spec.name and record["row"] in rows and record["seed"] in rows[record["row"]].seeds:
+            rows = {row.name: row for row in spec.rows if record["seed"] in row.seeds}
+            if same := [name for name, row in rows.items() if row.hash == record["hash"]]:
+                for name in same:
+                    records.setdefault((name, record["seed"]), record)
+            elif record["spec"] == spec.name and record["row"] in rows:
                 changes = _changes(record["settings"], rows[record["row"]].settings)
                 deviating.setdefault(changes, []).append(record)
         if not records and len(deviating) == 1:
