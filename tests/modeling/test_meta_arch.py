@@ -217,6 +217,13 @@ def test_balance_without_a_rule_changes_nothing(project):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
 
 
+def test_weights_of_zero_change_nothing():
+    """Bit for bit: a branch without weight is no branch. What it draws is gone in the next step, which seeds anew."""
+    weights = {"MODEL__CONTRAST__LOSS_WEIGHT_MULTI_SCALE": 0.0, "MODEL__CONTRAST__LOSS_WEIGHT_CROSS_SCALE": 0.0}
+    for ours, plain in zip(gradients_of(**weights), gradients_of(MODEL__CONTRAST__ENABLED=False)):
+        assert plain and all(torch.equal(ours[name], plain[name]) for name in plain)
+
+
 def test_balance_sets_the_share_of_the_contrastive_losses():
     """Their weights do not matter for the backbone, warm-up and decay do; nothing changes behind the maps."""
     rule = {"MODEL__CONTRAST__BALANCE__SHARE": 0.5}
