@@ -8,7 +8,7 @@ from snippets import code_blocks
 from d2_contrast.config import load_config
 from d2_contrast.contrast import ContrastiveBranch
 
-RECIPE = code_blocks(Path(__file__).parents[2] / "README.md")["Add the losses to a model of yours"]
+RECIPE = code_blocks(Path(__file__).parents[2] / "README.md")["Add the losses to your own model"]
 
 
 def test_the_losses_in_another_trainer():
