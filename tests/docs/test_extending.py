@@ -94,7 +94,7 @@ def test_the_page_has_these_examples():
         "A dataset",
         "An augmentation",
         "A model of timm",
-        "A class of your own",
+        "Your own class",
         "A head",
         "A pixel loss",
         *LIBRARY_LOSSES,
@@ -147,7 +147,7 @@ def test_training_with_own_parts(folder, garden, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("section", "part"), [("A class of your own", "backbone.bottom_up"), ("A head", "sem_seg_head")]
+    ("section", "part"), [("Your own class", "backbone.bottom_up"), ("A head", "sem_seg_head")]
 )
 def test_parts_of_a_network_are_trained(folder, section, part):
     names, cfg = start(section, folder)

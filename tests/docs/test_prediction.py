@@ -61,7 +61,7 @@ def test_commands_have_options_that_exist():
 
 def test_own_training_script(folder, monkeypatch):
     """Detectron2's trainer, mapper and loader, with two lines more."""
-    section = EXAMPLES["In a train_net.py of your own"]
+    section = EXAMPLES["In your own train_net.py"]
     draw_pictures(folder, "train", 4)
     dicts = [
         {"file_name": str(path), "sem_seg_file_name": str(folder / "labels" / path.name), "height": 96, "width": 96}
