@@ -13,7 +13,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
-from .config_files import find_config, flatten, read_config
+from .config_files import find_config, flatten, load_yaml, read_config
 from .config_ranges import RANGES, check_config
 from .errors import shorten
 
@@ -63,7 +63,7 @@ def parse_config(text: str, source: str, overrides: Sequence[str] = ()) -> CN:
         KeyError, ValueError: as of :func:`load_config`.
     """
     try:
-        loaded = yaml.safe_load(text)
+        loaded = load_yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{source}: its config cannot be read as yaml: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):

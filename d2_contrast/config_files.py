@@ -4,7 +4,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from detectron2.utils.file_io import PathManager
@@ -12,6 +12,29 @@ from detectron2.utils.file_io import PathManager
 # This project's own: inside the package where a wheel was installed, beside it in a clone.
 _PACKAGE = Path(__file__).resolve().parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping with a repeated key, of which yaml itself would silently take the last value."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<" and first.setdefault(key.value, key) is not key:
+                line = first[key.value].start_mark.line + 1
+                problem = f"the key {key.value!r} is there twice, first in line {line}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        return node
+
+
+def load_yaml(stream: str | IO) -> Any:
+    """Read yaml that holds data alone.
+
+    Raises:
+        yaml.YAMLError: it is not yaml, holds tags that could run code, or a mapping has a key twice.
+    """
+    return yaml.load(stream, _Loader)
 
 
 def find_config(name: str, folder: str = "") -> str:
@@ -49,7 +72,7 @@ def read_config(path: str, _readers: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{path}: this config is a base of itself, by way of {' and '.join(_readers)}")
     try:
         with PathManager.open(path) as file:
-            values = yaml.safe_load(file) or {}
+            values = load_yaml(file) or {}
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:  # the last by what is nested too deeply
         raise ValueError(f"{path}: cannot read this file as yaml: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -1,10 +1,11 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 import d2_contrast
 from d2_contrast.config import default_config, load_config
-from d2_contrast.config_files import CONFIGS, find_config, read_config
+from d2_contrast.config_files import CONFIGS, find_config, load_yaml, read_config
 
 NAMES = sorted(file.relative_to(CONFIGS).with_suffix("").as_posix() for file in CONFIGS.rglob("*.yaml"))
 
@@ -73,6 +74,7 @@ def test_an_unknown_name_is_told_with_similar_ones(name, expected):
     [
         ("_BASE_: shapes/uper_r81\n", FileNotFoundError, "_BASE_: .*similar names: shapes/uper_r18"),
         ("_BASE_: own.yaml\n", ValueError, "a base of itself"),
+        ("SOLVER: {MAX_ITER: 7}\nSEED: 1\nSOLVER: {BASE_LR: 0.5}\n", ValueError, "key 'SOLVER' .*in line 1 .*line 3"),
         ("SEED: [1\n", ValueError, "cannot read this file as yaml: .*line 2"),
         ("SEED: !!python/object/apply:os.getpid []\n", ValueError, "cannot read .* tag .*os.getpid"),
         ("SEED: 'a\n\n  b'\n", ValueError, "SEED is a b: expected a whole number"),
@@ -95,3 +97,9 @@ def test_an_empty_file_is_the_defaults(tmp_path):
     Path("empty.yaml").write_text("# nothing yet")
     assert read_config("empty.yaml") == {}
     assert load_config("empty.yaml") == default_config()
+
+
+def test_merged_keys_are_no_repeated_ones():
+    """An alias may be merged before the mapping that it names is built."""
+    text = "a: {b: {c: &c {<<: &d {x: 1, y: 2}, x: 3}}}\ne: {<<: [*c, *d], y: 4}\n<<: *d\n"
+    assert load_yaml(text) == yaml.safe_load(text)

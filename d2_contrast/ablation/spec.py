@@ -19,7 +19,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..config import default_config, load_config
-from ..config_files import find_config, flatten
+from ..config_files import find_config, flatten, load_yaml
 from ..data import register_folders
 from ..engine.setup import check_datasets
 from ..errors import message_of
@@ -216,20 +216,9 @@ def as_options(overrides: Mapping[str, object]) -> list[str]:
     return [x for key, value in overrides.items() for x in (key, value if isinstance(value, str) else repr(value))]
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a mapping with a repeated key; yaml itself would silently take the last value."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path) -> dict:
     try:
-        content = yaml.load(path.read_text("utf-8"), _Loader)
+        content = load_yaml(path.read_text("utf-8"))
     except OSError as error:
         raise AblationError(f"{path}: cannot read this spec ({error.strerror})") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..extras import import_extra
@@ -45,7 +45,8 @@ def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
     data = _read_bytes(file_name, "image")
     image = _open(data, file_name, "image")
     whole_png = image.format == "PNG" and data[-8:-4] == b"IEND"
-    if whole_png and format in ("RGB", "BGR"):
+    # OpenCV turns pictures by EXIF, but not by XMP.
+    if whole_png and format in ("RGB", "BGR") and b"tiff:Orientation" not in data:
         # A third faster than Pillow. It gives None if anything is wrong; Pillow then says what.
         array = _decode_by_opencv(data, cv2.IMREAD_COLOR)
         if array is not None:
@@ -56,11 +57,19 @@ def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
 
 def pillow_to_array(image: Image.Image, format: str, name: str) -> np.ndarray:
     """The pixels of an image as :func:`read_image` gives them; ``name`` is for messages."""
-    return convert_PIL_to_numpy(_to_8_bits(ImageOps.exif_transpose(image), image.format, name), format)
+    return convert_PIL_to_numpy(_to_8_bits(_upright(image), image.format, name), format)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an image of which only the header was read, upright by its EXIF orientation."""
+    width, height = image.size
+    # Of TIFF files Pillow gives the upright size itself.
+    is_turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
+    return (width, height) if is_turned else (height, width)
 
 
 def read_raw_label(file_name: str) -> np.ndarray:
-    """Read a label map with the values that the file holds.
+    """Read a label map, upright by its EXIF orientation, with the values that the file holds.
 
     Returns:
         (H, W) array of an integer type.
@@ -76,6 +85,31 @@ def read_raw_label(file_name: str) -> np.ndarray:
     if label.ndim != 2 or not np.issubdtype(label.dtype, np.integer):
         raise ValueError(f"{file_name}: a label map has one channel of class ids, but this is a {kind}")
     return label
+
+
+def read_label_colors(file_name: str) -> np.ndarray:
+    """Read a label map whose colours stand for classes, upright by its EXIF orientation.
+
+    Returns:
+        (H, W, 3) array of uint8.
+
+    Raises:
+        FileNotFoundError, OSError: as :func:`read_label`.
+        ValueError: the format changes colours, or pixels of one colour differ by being transparent.
+    """
+    data = _read_bytes(file_name, "label map")
+    image = _open(data, file_name, "label map")
+    _load(image, data, file_name, "label map")
+    _refuse_lossy(image, data, file_name)
+    colors = np.asarray(_upright(image).convert("RGBA"))
+    is_clear = colors[..., 3] == 0
+    clear, opaque = (set(map(tuple, np.unique(colors[part, :3], axis=0).tolist())) for part in (is_clear, ~is_clear))
+    if both := clear & opaque:
+        raise ValueError(
+            f"{file_name}: the colour {min(both)} of this label map is transparent in some pixels and not in others, "
+            "which may stand for two classes: write it without alpha channel, with a colour for each class"
+        )
+    return colors[..., :3]
 
 
 def read_text(path: Path) -> str:
@@ -163,6 +197,18 @@ def _find_altered_chunk(png: bytes) -> str:
     return ""
 
 
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation from 1 to 8, 1 if there is none. Of TIFF files Pillow removes it when it loads them."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF says nothing; Pillow's parser raises many kinds of exceptions
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
 def _unreadable(data: bytes, file_name: str, what: str, reason: object) -> OSError:
     """The error for a broken file. Pillow's parsers raise many kinds of exceptions for one."""
     reason = str(reason) or type(reason).__name__
@@ -196,10 +242,10 @@ def _decode_label(data: bytes, file_name: str) -> tuple[np.ndarray, str]:
     image = _open(data, file_name, "label map")
     bits = _bits_per_sample(image, data)
     _load(image, data, file_name, "label map")
-    if image.format in ("JPEG", "MPO"):
-        raise ValueError(
-            f"{file_name}: a label map must keep every value, but JPEG changes them: write it as PNG from its source"
-        )
+    _refuse_lossy(image, data, file_name)
+    if bits == 16 and image.mode in ID_CHANNELS:
+        image = _keep_16_bits(image, data, file_name)
+    image = _upright(image)
     kind = f"{image.mode} image"
     # Not converted: a palette must stay indices, and 16 bits must stay 16 bits.
     label = np.asarray(image)
@@ -208,13 +254,41 @@ def _decode_label(data: bytes, file_name: str) -> tuple[np.ndarray, str]:
     if image.mode == "L" and bits in (2, 4):
         return label // (255 // (2**bits - 1)), kind  # Pillow has scaled the values
     if image.mode in ID_CHANNELS:
-        if bits == 16:  # Pillow has dropped the lower 8
-            label = _decode_by_opencv(data, cv2.IMREAD_UNCHANGED)
-            if label is None:
-                raise _unreadable(data, file_name, "label map", f"{bits} bits in several channels")
-            return _one_channel(label, min(label.shape[2], 3), kind, file_name), kind
         return _one_channel(label, ID_CHANNELS[image.mode], kind, file_name), kind
     return label, kind
+
+
+def _keep_16_bits(image: Image.Image, data: bytes, file_name: str) -> Image.Image:
+    """The one channel that an image of several repeats, of which Pillow has dropped the lower 8 bits."""
+    label = _decode_by_opencv(data, cv2.IMREAD_UNCHANGED)
+    if label is None:
+        raise _unreadable(data, file_name, "label map", "16 bits in several channels")
+    ids = Image.fromarray(_one_channel(label, min(label.shape[2], 3), f"{image.mode} image", file_name))
+    ids.getexif()[ExifTags.Base.Orientation] = _orientation(image)
+    return ids
+
+
+def _refuse_lossy(image: Image.Image, data: bytes, file_name: str) -> None:
+    if image.format in ("JPEG", "MPO", "AVIF"):
+        how = image.format
+    elif image.format == "WEBP" and b"VP8 " in _chunks_of_webp(data):
+        how = "lossy WebP"
+    elif isinstance(image, TiffImageFile) and image.tag_v2.get(259) in (6, 7):
+        how = "JPEG within TIFF"
+    else:
+        return
+    raise ValueError(
+        f"{file_name}: a label map must keep every value, but {how} changes them: write it as PNG from its source"
+    )
+
+
+def _chunks_of_webp(data: bytes) -> set[bytes]:
+    names, start = set(), 12
+    while start + 8 <= len(data):
+        names.add(data[start : start + 4])
+        length = int.from_bytes(data[start + 4 : start + 8], "little")
+        start += 8 + length + length % 2
+    return names
 
 
 def _bits_per_sample(image: Image.Image, data: bytes) -> int:

@@ -133,7 +133,7 @@ WRONG = {
     f"seeds: [1, 1]\nrows: [{ROW}]": r"seeds is \[1, 1\]: expected each once",
     ONE.replace("name: a", "name: a, seeds: 3"): r"row 'a': seeds is 3: expected a list",
     f"seeds: [1]\nbase: a\nrows: [{ROW}]": r"unknown key 'base': did you mean baseline\?",
-    f"seeds: [1]\nseeds: [2]\nrows: [{ROW}]": r"the key 'seeds' is there twice \(line 1",
+    f"seeds: [1]\nseeds: [2]\nrows: [{ROW}]": r"the key 'seeds' is there twice, first in line 1 \(line 2",
     "seeds: [1]\nrows: []": r"rows is \[\]: expected a list of rows",
     "seeds: [1]\nrows: [a]": r"row 1: expected the keys name, config, found 'a'",
     "seeds: [1]\nrows: [{name: a}]": r"row 'a': the key config is missing",

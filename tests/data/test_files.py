@@ -6,11 +6,18 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.io import savemat
 
 from d2_contrast.data import read_image
-from d2_contrast.data.files import as_file_name, limit_pixels, read_raw_label, read_text
+from d2_contrast.data.files import (
+    as_file_name,
+    limit_pixels,
+    read_label_colors,
+    read_raw_label,
+    read_text,
+    upright_size,
+)
 
 # Channels of the colour types of a PNG file: gray, RGB, palette, gray with alpha, RGBA.
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -106,6 +113,12 @@ def test_image_is_turned_upright(tmp_path, suffix):
     out = read_image(save(tmp_path / f"x.{suffix}", rgb, exif=exif))
     assert out.shape == (16, 8, 3)
     assert out[:6].max() < 30 and out[10:].min() > 220
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_broken_exif_says_nothing(tmp_path, suffix):
+    path = save(tmp_path / f"x.{suffix}", np.zeros((8, 16, 3), np.uint8), exif=b"Exif\0\0broken")
+    assert read_image(path).shape == (8, 16, 3)
 
 
 PNG_KINDS = [
@@ -294,9 +307,65 @@ def test_label_of_another_kind_is_refused(tmp_path, array, mode):
         read_raw_label(str(tmp_path / "x.tif"))
 
 
-def test_label_in_jpeg_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"x\.jpg: .*JPEG changes"):
-        read_raw_label(save(tmp_path / "x.jpg", np.zeros((8, 8), np.uint8)))
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("suffix", "mode"), [("png", "L"), ("png", "P"), ("png", "I;16"), ("png", "RGB"), ("tif", "L"), ("webp", "RGB")]
+)
+def test_label_is_turned_as_its_image(tmp_path, suffix, mode, orientation):
+    values = np.random.RandomState(0).randint(0, 200, (5, 7)).astype(np.uint16 if mode == "I;16" else np.uint8)
+    image = Image.fromarray(np.repeat(values[..., None], 3, axis=2) if mode == "RGB" else values)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if suffix == "webp" else {}
+    (image.convert("P") if mode == "P" else image).save(tmp_path / f"x.{suffix}", exif=exif, **options)
+    turned = image.convert("L") if mode != "I;16" else image
+    turned.getexif()[0x0112] = orientation
+    turned = np.asarray(ImageOps.exif_transpose(turned))
+    np.testing.assert_array_equal(read_raw_label(str(tmp_path / f"x.{suffix}")), turned)
+    if mode == "RGB":
+        colors = read_label_colors(str(tmp_path / f"x.{suffix}"))
+        np.testing.assert_array_equal(colors, np.repeat(turned[..., None], 3, axis=2))
+    with Image.open(tmp_path / f"x.{suffix}") as opened:
+        assert upright_size(opened) == turned.shape
+
+
+def test_label_of_16_bits_in_several_channels_is_turned(tmp_path):
+    values = np.random.RandomState(0).randint(0, 2**16, (5, 7, 1)).repeat(3, axis=2).astype(np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    write_png(tmp_path / "x.png", values, 2, 16)
+    data = (tmp_path / "x.png").read_bytes()
+    orientation = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    (tmp_path / "x.png").write_bytes(data[:33] + orientation + data[33:])  # after the header
+    np.testing.assert_array_equal(read_raw_label(str(tmp_path / "x.png")), np.rot90(values[..., 0], -1))
+
+
+LOSSY = [
+    ("x.jpg", {}, "JPEG"),
+    ("x.png", {"format": "JPEG"}, "JPEG"),
+    ("x.webp", {"quality": 100}, "lossy WebP"),
+    ("y.webp", {"quality": 100, "exif": b"Exif\0\0II*\0"}, "lossy WebP"),
+    ("x.tif", {"compression": "jpeg"}, "JPEG within TIFF"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "how"), LOSSY)
+def test_label_in_a_lossy_format_is_refused(tmp_path, name, options, how):
+    path = save(tmp_path / name, np.zeros((8, 8, 3), np.uint8), **options)
+    for read in (read_raw_label, read_label_colors):
+        with pytest.raises(ValueError, match=rf"{name}: .*but {how} changes"):
+            read(path)
+
+
+def test_colors_of_a_label(tmp_path):
+    colors = np.random.RandomState(0).randint(1, 256, (6, 8, 4)).astype(np.uint8)
+    colors[:3, :, :3] = 0
+    colors[:3, :, 3] = 0  # a transparent background
+    path = save(tmp_path / "x.png", colors)
+    np.testing.assert_array_equal(read_label_colors(path), colors[..., :3])
+    colors[4, 4, :3] = 0
+    with pytest.raises(ValueError, match=r"x\.png: the colour \(0, 0, 0\) .*transparent in some"):
+        read_label_colors(save(tmp_path / "x.png", colors))
 
 
 def test_matlab_file_is_checked_like_others(tmp_path):

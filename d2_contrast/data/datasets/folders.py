@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 from detectron2.data import DatasetCatalog, Metadata
 
+from ...config_files import load_yaml
 from ...errors import shown
 from ..files import read_text
 from ..metadata import MAX_ID, check_metadata, is_id
@@ -216,7 +217,7 @@ def _read_classes(where: str, classes: Any) -> list[Mapping]:
         path = datasets_root() / Path(classes).expanduser()
         source = f"classes in {path}"
         try:
-            classes = yaml.safe_load(read_text(path))
+            classes = load_yaml(read_text(path))
         except FileNotFoundError as e:
             raise FileNotFoundError(
                 f"{where}: classes is {classes!r}, but {e}: expected a list of names, or a yaml file that holds one"
