@@ -4,15 +4,16 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.files import read_text
 from ..data.metadata import MAX_ID, is_id
-from .labels import MAX_VALUES, Color, LabelScan
+from .labels import BLACK_AND_WHITE, MAX_VALUES, Color, LabelScan, is_colorful
 
 IGNORED = 255
+RARE = 0.001  # a share of all pixels below which a value without a name may be an accident
 BACKGROUND = re.compile(r"_?_?(background|bg|unlabell?ed|void|ignored?)_?_?", re.IGNORECASE)
 UNLABELLED = re.compile(r"_?_?(unlabell?ed|void|ignored?)_?_?", re.IGNORECASE)
 
@@ -105,8 +106,7 @@ def read_class_file(path: Path) -> list[Named]:
 
 def _roboflow(text: str) -> list[Named]:
     """_classes.csv: "Pixel Value, Class"."""
-    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
-    return [Named(row[1], value=int(row[0])) for row in rows[1:]]
+    return [Named(row[1], value=int(row[0])) for row in _rows(text, lambda row: _is_number(row[0]), "value, name")]
 
 
 def _labelmap(text: str) -> list[Named]:
@@ -117,8 +117,8 @@ def _labelmap(text: str) -> list[Named]:
 
 def _class_dict(text: str) -> list[Named]:
     """class_dict.csv: "name,r,g,b"."""
-    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
-    return [Named(row[0], color=_color(row[1:4])) for row in rows[1:]]
+    rows = _rows(text, lambda row: all(map(_is_number, row[1:4])), "name, red, green, blue")
+    return [Named(row[0], color=_color(row[1:4])) for row in rows]
 
 
 def _label_colors(text: str) -> list[Named]:
@@ -132,11 +132,29 @@ def _machine_colors(text: str) -> list[Named]:
     return [Named(name, value=int(color[0])) for name, color in json.loads(text).items()]
 
 
+def _rows(text: str, is_row: Callable[[list[str]], bool], expected: str) -> list[list[str]]:
+    """Rows of a table with commas or semicolons, without the header if there is one."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    comma = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=comma)]
+    width = expected.count(",") + 1
+    for i, row in enumerate(rows):
+        if len(row) < width or (i and not is_row(row)):
+            raise ValueError(f"row {i + 1} is {lines[i]!r}: expected {expected}")
+    return rows if not rows or is_row(rows[0]) else rows[1:]
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?\d+", text) is not None
+
+
 def _lines(text: str) -> list[Named]:
-    """A name a line, maybe after its value: "3: road"."""
+    """A name a line, maybe after its value: "3: road"; then the first line may be a header."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     numbered = [re.fullmatch(r"(\d+)\s*[:,;\t ]\s*(.+)", line) for line in lines]
-    if lines and all(numbered):
+    if len(lines) > 2 and all(numbered[1:]):
+        numbered = numbered if numbered[0] else numbered[1:]
+    if numbered and all(numbered):
         return [Named(match[2], value=int(match[1])) for match in numbered if match]
     return [Named(line) for line in lines]
 
@@ -176,13 +194,12 @@ def _find_names(folders: Iterable[Path], notes: list[str]) -> tuple[list[Named],
 def _by_names(scan: LabelScan, named: Sequence[Named], source: str, notes: list[str]) -> Classes | None:
     """Classes by a file; None if its names cannot be brought together with what the label maps hold."""
     codes: dict[str, list] = {}
-    if scan.is_color or (named[0].color and scan.palette):
-        if not named[0].color:
-            notes.append(f"{source} has names but no colours, while the label maps hold colours: it was not used")
-            return None
-        color_of = {value: value for value in scan.values} if scan.is_color else dict(scan.palette)
-        for entry in named:
-            codes[entry.name] = [value for value in scan.values if color_of.get(value) == entry.color]
+    if scan.is_color and not named[0].color:
+        notes.append(f"{source} has names but no colours, while the label maps hold colours: it was not used")
+        return None
+    by_color = _values_of_colors(scan, named) if named[0].color else None
+    if by_color is not None:
+        codes = {entry.name: by_color.get(entry.color, []) for entry in named}
     elif named[0].value is not None:
         codes = {entry.name: [entry.value] for entry in named}
     else:
@@ -209,7 +226,7 @@ def _by_names(scan: LabelScan, named: Sequence[Named], source: str, notes: list[
             ignored += codes.pop(name)
     if empty := [name for name, those in codes.items() if not any(code in scan.values for code in those)]:
         notes.append(f"No label map has a pixel of {', '.join(map(repr, empty))}, which {source} names")
-        if scan.is_color or scan.palette:  # without a code that a file could have
+        if by_color is not None:  # without a code that a file could have
             colors = [color for color, those in zip(colors, codes.values()) if those]
             codes = {name: those for name, those in codes.items() if those}
     return Classes(
@@ -220,6 +237,22 @@ def _by_names(scan: LabelScan, named: Sequence[Named], source: str, notes: list[
         source,
         notes,
     )
+
+
+def _values_of_colors(scan: LabelScan, named: Sequence[Named]) -> dict[Color | None, list] | None:
+    """What label maps hold for each colour that a file names; None if they hold ids that these colours do not tell.
+
+    Without a palette an id may be the grey of its value, if a file names that grey.
+    """
+    shown: dict = {value: (value,) * 3 for value in scan.values} | scan.palette
+    if scan.is_color:
+        shown = {value: value for value in scan.values}
+    colors = {entry.color for entry in named}
+    strange = [value for value in scan.values if shown[value] not in colors]
+    explained = not strange or (strange == [IGNORED] and len(scan.values) > 2)
+    if not (scan.is_color or is_colorful(scan.palette) or explained):
+        return None
+    return {color: [value for value in scan.values if shown[value] == color] for color in colors}
 
 
 def _by_position(scan: LabelScan, names: Sequence[str], source: str, notes: list[str]) -> dict[str, list]:
@@ -257,9 +290,10 @@ def _by_position(scan: LabelScan, names: Sequence[str], source: str, notes: list
 
 def _without_names(scan: LabelScan, notes: list[str]) -> Classes:
     values = list(scan.values)
-    if not scan.is_color and set(values) in ({0, 255}, {0, 1}):
-        notes.append(f"The label values are 0 and {values[1]}: 0 was taken for the background")
-        return Classes(["background", "foreground"], [[0], [values[1]]], [], (), "the two label values", notes)
+    if set(values) in ({0, 255}, {0, 1}, set(BLACK_AND_WHITE.values())):
+        first, second = values
+        notes.append(f"The label values are {first} and {second}: {first} was taken for the background")
+        return Classes(["background", "foreground"], [[first], [second]], [], (), "the two label values", notes)
     ignored = [value for value in values if value == IGNORED]
     if ignored and len(values) > 1:
         notes.append(f"255 ({_share(scan, ignored)} of all pixels) was taken for pixels of no class, which are ignored")
@@ -269,7 +303,16 @@ def _without_names(scan: LabelScan, notes: list[str]) -> Classes:
         notes.append("The colours have no names; class_0 is the most frequent one: rename the classes in the config")
     if len(classes) > 50:
         notes.append(f"{len(classes)} values are many for classes: are they instances?")
-    colors = classes if scan.is_color else [scan.palette[value] for value in classes] if scan.palette else ()
+    least = RARE * sum(scan.values.values())
+    if rare := [value for value in classes if scan.values[value] < least]:
+        what = "colours" if scan.is_color else "values"
+        notes.append(
+            f"Of {len(classes)} {what} {len(rare)} have less than {RARE:.1%} of the pixels each "
+            f"({_listed(rare)}): if smoothing or compression left them, they are no classes"
+        )
+    colors: Sequence = classes if scan.is_color else ()
+    if is_colorful(scan.palette) and all(value in scan.palette for value in classes):
+        colors = [scan.palette[value] for value in classes]
     names = [f"class_{i}" for i in range(len(classes))]
     return Classes(names, [[value] for value in classes], ignored, colors, "the label values, without names", notes)
 

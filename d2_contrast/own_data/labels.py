@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.files import read_raw_label
+from ..data.files import read_label_colors, read_raw_label
 from ..data.labels import count_values
+from ..data.metadata import MAX_ID, is_id
 
 Color = tuple[int, int, int]
+BLACK_AND_WHITE = {0: (0, 0, 0), 1: (255, 255, 255)}
 MAX_VALUES = 255  # more values mean instances or a picture, not classes
 
 
@@ -26,9 +28,10 @@ class LabelScan:
         values: ids, or colours if ``is_color``, with how many pixels they have in all, in ascending order.
         images: in how many label maps each of them is.
         is_color: whether they are colours: red, green and blue from 0 to 255.
-        palette: colours that files with a palette give to ids; {} if they have none, or one of greys.
+        palette: colours that files with a palette, or of 1 bit, give to ids; {} if there are none.
         sizes: height and width of each label map that could be read.
         unreadable: why a file could not be read, a sentence by its path.
+        notes: what was decided that may be wrong, a sentence each.
     """
 
     values: Mapping[int, int] | Mapping[Color, int]
@@ -37,6 +40,7 @@ class LabelScan:
     palette: Mapping[int, Color]
     sizes: Mapping[Path, tuple[int, int]]
     unreadable: Mapping[Path, str] = field(default_factory=dict)
+    notes: Sequence[str] = field(default=())
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ def scan_labels(paths: Sequence[Path]) -> LabelScan:
                 contents[path] = content
     if not contents:
         raise ValueError(f"none of the {len(paths)} label maps can be used; the first: {unreadable[paths[0]]}")
-    is_color = any(content.is_color for content in contents.values())
+    difference = _find_difference(contents)
+    is_color = any(content.is_color for content in contents.values()) or bool(difference)
     if is_color:  # among them may be some that are black and white, or have a palette
         contents = {path: c if c.is_color else _as_colors(path, c) for path, c in contents.items()}
     values: Counter = Counter()
@@ -78,17 +83,19 @@ def scan_labels(paths: Sequence[Path]) -> LabelScan:
         values.update(content.values)
         images.update(dict.fromkeys(content.values, 1))
     palette = {value: color for content in contents.values() for value, color in content.palette.items()}
-    if all(len(set(palette[value])) == 1 for value in values if value in palette):
-        palette = {}
     sizes = {path: content.size for path, content in contents.items()}
-    return LabelScan(dict(sorted(values.items())), dict(images), is_color, palette, sizes, unreadable)
+    return LabelScan(dict(sorted(values.items())), dict(images), is_color, palette, sizes, unreadable, difference)
 
 
 def read_colors(path: Path) -> np.ndarray:
     """A label map as colours, (H, W) with 65536 red + 256 green + blue."""
-    with Image.open(path) as image:
-        array = np.asarray(image.convert("RGB")).astype(np.int32)
+    array = read_label_colors(str(path)).astype(np.int32)
     return (array[..., 0] << 16) | (array[..., 1] << 8) | array[..., 2]
+
+
+def is_colorful(palette: Mapping[int, Color]) -> bool:
+    """Whether a palette holds other colours than greys."""
+    return any(len(set(color)) > 1 for color in palette.values())
 
 
 def color_of(packed: int) -> Color:
@@ -100,9 +107,9 @@ def _read(path: Path) -> _Content | str:
     """What is in a file, or why it cannot be read."""
     try:
         with Image.open(path) as image:
-            has_channels = image.mode in ("RGB", "RGBA") and image.format not in ("JPEG", "MPO")
-            palette = _palette(image) if image.mode == "P" else {}
-        if has_channels:
+            mode = image.mode
+            palette = _palette(image) if mode == "P" else BLACK_AND_WHITE if mode == "1" else {}
+        if mode in ("RGB", "RGBA"):
             packed = read_colors(path)
             colors = {color_of(value): count for value, count in count_values(packed).items()}
             if any(len(set(color)) > 1 for color in colors):
@@ -111,7 +118,28 @@ def _read(path: Path) -> _Content | str:
     except Exception as error:  # Pillow's parsers let anything through
         message = str(error)
         return message if str(path) in message else f"{path}: cannot read this label map: {message}"
-    return _Content(count_values(raw), False, palette, raw.shape)
+    values = count_values(raw)
+    if wrong := [value for value in values if not is_id(value)]:
+        return f"{path} has the value {wrong[0]}: expected class ids from 0 to {MAX_ID}"
+    return _Content(values, False, {value: palette[value] for value in values if value in palette}, raw.shape)
+
+
+def _find_difference(contents: Mapping[Path, _Content]) -> list[str]:
+    """Say why ids do not have one meaning in all label maps, while colours may; [] if nothing tells so."""
+    first: dict[int, tuple[Color, Path]] = {}
+    for path, content in contents.items():
+        for value, color in content.palette.items():
+            known, other = first.setdefault(value, (color, path))
+            if known != color:
+                return [
+                    f"The value {value} is the colour {known} in the palette of {other} and {color} in that of {path}: "
+                    "colours were taken for the classes"
+                ]
+    one_bit = next((path for path, c in contents.items() if c.palette.get(1) == BLACK_AND_WHITE[1]), None)
+    white = next((path for path, c in contents.items() if 255 in c.values and not c.palette), None)
+    if one_bit and white:
+        return [f"White is 1 in {one_bit}, which has 1 bit, and 255 in {white}: colours were taken for the classes"]
+    return []
 
 
 def _as_colors(path: Path, content: _Content) -> _Content:

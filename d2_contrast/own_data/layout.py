@@ -8,6 +8,7 @@ type (``bed.jpg`` with ``bed.png``); and the lists of PASCAL VOC (``ImageSets/Se
 import os
 import random
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,11 +92,16 @@ def find_layout(images: Path, labels: Path | None = None) -> Layout:
     image_files, label_files = _tell_apart(images, labels, notes)
     where = f"{images}" if labels is None else f"{images} and {labels}"
     if not label_files and labels is not None:
-        types = sorted({path.suffix for path in labels.rglob("*.*") if path.is_file()})
+        types = sorted({path.suffix.lower() for path in labels.rglob("*.*") if path.is_file()})
+        holds = f"files of type {', '.join(types)}" if types else "no files"
+        hint = ""
+        if {".json", ".xml", ".txt"} & set(types):
+            hint = ": outlines and boxes (JSON, XML, TXT) have to be exported as masks"
+        elif ".mat" in types:
+            hint = ": describe MATLAB files in a config by hand"
         raise FileNotFoundError(
-            f"{labels} has no label maps, which are images with a class for each pixel; it holds "
-            f"{'files of type ' + ', '.join(types) if types else 'no files'}: outlines and boxes (JSON, XML, TXT) have "
-            "to be exported as masks"
+            f"{labels} has no label maps, which are images with a class for each pixel, such as PNG files; it holds "
+            f"{holds}{hint}"
         )
     if not label_files:
         raise FileNotFoundError(
@@ -221,7 +227,8 @@ def _list_files(root: Path, wanted: Callable[[Path], bool]) -> list[_File]:
 def _describe(path: Path, root: Path) -> _File:
     kind = split = ""
     rest = []
-    *folders, name = path.relative_to(root).parts
+    # macOS writes accents as letters of their own.
+    *folders, name = (unicodedata.normalize("NFC", part) for part in path.relative_to(root).parts)
     for folder in folders:
         match = _match(folder)
         named = {key.rpartition("_")[2] for key, value in match.groupdict().items() if value} if match else set()
@@ -272,6 +279,8 @@ def _pair(images: Sequence[_File], labels: Sequence[_File]) -> dict[Path, _File]
     ]
     found: dict[Path, _File] = {}
     used: set[Path] = set()
+    # A folder that both sides have tells more than a name: frames of two videos may share theirs.
+    on_both_sides = ({f.folders for f in images} & {f.folders for f in labels}) - {()}
     for key in keys:
         waiting = _by_key((f for f in images if f.path not in found), key)
         free = _by_key((f for f in labels if f.path not in used), key)
@@ -280,6 +289,8 @@ def _pair(images: Sequence[_File], labels: Sequence[_File]) -> dict[Path, _File]
             if len(group) == len(candidates) == 1:
                 image, label = group[0], candidates[0]
                 if image.split and label.split and image.split != label.split:
+                    continue
+                if image.folders != label.folders and {image.folders, label.folders} & on_both_sides:
                     continue
                 found[image.path] = label
                 used.add(label.path)
@@ -333,20 +344,45 @@ def _by_key(files: Iterable[_File], key: Callable[[_File], tuple]) -> dict[tuple
 
 def _split_by_lists(samples: Sequence[Sample], folders: Sequence[Path], notes: list[str]) -> list[Sample]:
     """Splits by the lists of PASCAL VOC beside the images, where there are some for training and validation."""
+    by_end: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        parts = sample.image.with_suffix("").parts
+        for i in range(1, len(parts)):
+            by_end["/".join(parts[i:])].append(sample)
     for folder in (f for known in folders for f in (known, known.parent)):
         for lists in (folder / "ImageSets" / "Segmentation", folder / "ImageSets"):
-            split_of: dict[str, str] = {}
-            for split in SPLITS:
-                if (path := lists / f"{split}.txt").is_file():
-                    for line in path.read_text("utf-8", "replace").splitlines():
-                        split_of.setdefault(Path(line.strip()).name, split)
-            if {"train", "val"} <= set(split_of.values()):
-                listed = [replace(s, split=split_of[s.image.stem]) for s in samples if s.image.stem in split_of]
-                notes.append(f"The split is that of the lists in {lists}")
-                if len(listed) < len(samples):
-                    notes.append(f"{_counted(len(samples) - len(listed), 'image')} left out, which are in no list")
-                return listed
+            paths = {split: lists / f"{split}.txt" for split in SPLITS}
+            if not (paths["train"].is_file() and paths["val"].is_file()):
+                continue
+            split_of: dict[Path, str] = {}
+            twice: list[Path] = []
+            for split, path in paths.items():
+                lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
+                for sample in (s for line in lines if line.strip() for s in _listed(line, by_end)):
+                    if split_of.setdefault(sample.image, split) != split:
+                        twice.append(sample.image)
+            if not {"train", "val"} <= set(split_of.values()):
+                notes.append(
+                    f"The lists in {lists} name no images of this folder for train or for val: they were not used"
+                )
+                continue
+            notes.append(f"The split is that of the lists in {lists}")
+            if twice:
+                notes.append(
+                    f"{_counted(twice, 'image')} counted in the first of two lists only, the first is {twice[0]}"
+                )
+            if len(split_of) < len(samples):
+                notes.append(f"{_counted(len(samples) - len(split_of), 'image')} left out, which are in no list")
+            return [replace(s, split=split_of[s.image]) for s in samples if s.image in split_of]
     return list(samples)
+
+
+def _listed(line: str, by_end: Mapping[str, list[Sample]]) -> list[Sample]:
+    """The images of a line: a path from any folder on, with or without the type of the file; a label map may follow."""
+    for name in (line.strip(), line.split()[0]):
+        if found := by_end.get(_IMAGE_TYPE.sub("", name.lstrip("./"))):
+            return found
+    return []
 
 
 def _leave_out_unlabelled(samples: Sequence[Sample], notes: list[str]) -> list[Sample]:

@@ -11,7 +11,8 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.datasets.folders import find
+from ..data.datasets.folders import find, is_label_suffix
+from ..data.files import upright_size
 from ..output import write_text, write_whole
 from .classes import Classes, choose_classes
 from .labels import LabelScan, color_of, read_colors, scan_labels
@@ -123,7 +124,7 @@ def propose(images: Path, labels: Path | None, config: Path, name: str) -> Propo
     parts = {split: [s for s in samples if s.split == split] for split in ("train", "val", "test")}
     parts = {split: those for split, those in parts.items() if those}
     classes = choose_classes(scan, _folders_of(samples, images, labels))
-    notes += classes.notes
+    notes += (*scan.notes, *classes.notes)
 
     summary = [
         f"{len(samples)} images of {_size_text(sizes)}: {', '.join(f'{len(p)} {split}' for split, p in parts.items())}",
@@ -175,9 +176,7 @@ def _usable(samples: Sequence[Sample], scan: LabelScan, notes: list[str]) -> tup
             continue
         try:
             with Image.open(sample.image) as image:
-                width, height = image.size
-                if image.getexif().get(0x0112, 1) >= 5:  # turned by a quarter
-                    width, height = height, width
+                height, width = upright_size(image)
         except Exception as error:  # Pillow's parsers let anything through
             left_out.append(f"that cannot be read ({sample.image}: {error})")
             continue
@@ -214,10 +213,10 @@ def _common(paths: Iterable[Path | None]) -> Path:
 
 
 def _suffix(samples: Sequence[Sample]) -> str:
-    """What follows the image's name in the label's, if it is the same for all; ".png" otherwise."""
+    """What follows the image's name in the label's, if it is the same for all and can be one; ".png" otherwise."""
     found = {s.label.name.removeprefix(s.image.stem) for s in samples if s.label}
     suffix = found.pop()
-    return suffix if not found and suffix.startswith(("_", "-", ".", " ")) else ".png"
+    return suffix if not found and suffix.startswith(("_", "-", ".", " ")) and is_label_suffix(suffix) else ".png"
 
 
 def _finds(entry: Mapping, samples: Sequence[Sample]) -> bool:

@@ -318,7 +318,10 @@ def test_images_by_a_list(root, where):
     path = root / "garden/list.txt"
     path.write_text("deep/er/1.jpg\r\n\n0.jpg\tother.png\n", "utf-8")
     files = "garden/list.txt" if where == "relative" else str(path)
-    register_folders([entry(files=files)])
+    register_folders([entry(files=files), entry(name="twice", files="garden/twice.txt")])
+    (root / "garden/twice.txt").write_text("0.jpg\n0.jpg\n")
+    with pytest.raises(ValueError, match=r"'twice': .*0\.jpg is there twice"):
+        DatasetCatalog.get("twice")
     records = DatasetCatalog.get("garden")
     assert [(r["file_name"], r["sem_seg_file_name"]) for r in records] == [
         (str(root / "garden/images/deep/er/1.jpg"), str(root / "garden/labels/deep/er/1.png")),

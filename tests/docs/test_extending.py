@@ -146,9 +146,7 @@ def test_training_with_own_parts(folder, garden, monkeypatch):
     assert {"IoU-lawn", "IoU-path", "IoU-bed"} <= set(results)
 
 
-@pytest.mark.parametrize(
-    ("section", "part"), [("Your own class", "backbone.bottom_up"), ("A head", "sem_seg_head")]
-)
+@pytest.mark.parametrize(("section", "part"), [("Your own class", "backbone.bottom_up"), ("A head", "sem_seg_head")])
 def test_parts_of_a_network_are_trained(folder, section, part):
     names, cfg = start(section, folder)
     torch.manual_seed(0)

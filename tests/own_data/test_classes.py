@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from annotation_exports import SIZE, draw_label, write_image, write_label
 from PIL import Image
@@ -176,3 +177,71 @@ def test_label_maps_that_are_none(tmp_path):
     (tmp_path / "cut.png").write_bytes(b"\x89PNG")
     scan = scan_labels([write_label(tmp_path / "a.png"), tmp_path / "cut.png"])
     assert "cut.png" in scan.unreadable[tmp_path / "cut.png"] and len(scan.sizes) == 1
+
+
+def test_palettes_that_differ_are_colors(tmp_path):
+    """Each file numbers the colours that it has, as adaptive palettes do."""
+    for i, colors in enumerate(([0, 1, 2], [0, 2], [2, 1, 0])):
+        image = Image.fromarray(np.arange(12).reshape(3, 4).astype(np.uint8) % len(colors), "P")
+        image.putpalette([part for c in colors for part in COLORS[c]])
+        image.save(tmp_path / f"{i}.png")
+    (tmp_path / "labelmap.txt").write_text("background:0,0,0::\nlawn:120,180,80::\npath:190,170,140::\n")
+    scan = scan_labels([tmp_path / f"{i}.png" for i in range(3)])
+    assert scan.is_color and scan.values == {COLORS[0]: 4 + 6 + 4, COLORS[1]: 4 + 4, COLORS[2]: 4 + 6 + 4}
+    assert "in the palette of" in scan.notes[0] and "1.png" in scan.notes[0]
+    assert choose_classes(scan, [tmp_path]).codes == [[color] for color in COLORS]
+
+
+def test_masks_of_1_and_of_8_bits(tmp_path):
+    mask = np.arange(12).reshape(3, 4) % 2 == 1
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "b.png")
+    scan = scan_labels([tmp_path / "a.png", tmp_path / "b.png"])
+    assert "White is 1 in" in scan.notes[0]
+    classes = choose_classes(scan, [])
+    assert classes.names == ["background", "foreground"] and classes.codes == [[(0, 0, 0)], [(255, 255, 255)]]
+
+
+@pytest.mark.parametrize(
+    ("values", "text", "codes"),
+    [
+        ((0, 255), "road:255,255,255::\nbackground:0,0,0::\n", {"road": [255], "background": [0]}),
+        ((0, 128, 255), "c:255,255,255::\na:0,0,0::\nb:128,128,128::\n", {"c": [255], "a": [0], "b": [128]}),
+        ((0, 1, 2), "c:2,2,2::\nb:1,1,1::\na:0,0,0::\n", {"c": [2], "b": [1], "a": [0]}),
+        ((0, 1, 255), "b:1,1,1::\na:0,0,0::\n", {"b": [1], "a": [0]}),
+        ((0, 1, 2), "a:0,0,0::\nb:9,0,0::\nc:0,9,0::\n", {"a": [0], "b": [1], "c": [2]}),  # by position
+    ],
+)
+def test_greys_that_a_file_names(values, text, codes, tmp_path):
+    classes = choose(tmp_path, ("labelmap.txt", text), values=values)
+    assert dict(zip(classes.names, classes.codes)) == codes
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("_classes.csv", "0, background\n1, lawn\n2, path\n"),
+        ("_classes.csv", "Pixel Value;Class\n0;background\n1;lawn\n2;path\n"),
+        ("classes.txt", "id,name\n0,background\n1,lawn\n2,path\n"),
+    ],
+)
+def test_with_and_without_header(file, text, tmp_path):
+    classes = choose(tmp_path, (file, text))
+    assert classes.names == ["background", "lawn", "path"] and classes.codes == [[0], [1], [2]] and not classes.ignored
+
+
+def test_rare_values_without_names_are_said(tmp_path):
+    label = np.zeros((100, 100), np.uint8)
+    label[:50], label[0, 0] = 1, 7
+    Image.fromarray(label).save(tmp_path / "a.png")
+    classes = choose_classes(scan_labels([tmp_path / "a.png"]), [])
+    assert classes.codes == [[0], [1], [7]] and "1 have less than 0.1% of the pixels each (value 7)" in told(classes)
+
+
+def test_values_that_no_class_can_have_are_left_out(tmp_path):
+    write_label(tmp_path / "a.png", 0)
+    Image.fromarray(np.full((4, 5), 100_000, np.int32)).save(tmp_path / "b.tif")
+    scan = scan_labels([tmp_path / "a.png", tmp_path / "b.tif"])
+    assert scan.unreadable == {
+        tmp_path / "b.tif": f"{tmp_path / 'b.tif'} has the value 100000: expected class ids from 0 to 65535"
+    }

@@ -78,6 +78,47 @@ def test_lists_of_voc(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "line", ["{}.jpg", "s/{}", "./JPEGImages/s/{}.jpg", "/JPEGImages/s/{}.jpg /Labels/s/{}.png", "{} 1"]
+)
+def test_lines_of_lists(line, tmp_path):
+    pairs = write_pairs(tmp_path, "JPEGImages/s/{}.jpg", "SegmentationClass/s/{}.png", count=3)
+    (tmp_path / "ImageSets").mkdir()
+    (tmp_path / "ImageSets/train.txt").write_text(f"{line.replace('{}', '0')}\n{line.replace('{}', '2')}\n")
+    (tmp_path / "ImageSets/val.txt").write_text(f"{line.replace('{}', '1')}\n{line.replace('{}', '2')}\n")
+    layout = find_layout(tmp_path)
+    assert list(layout.samples) == [Sample(*pair, split) for pair, split in zip(pairs, ["train", "val", "train"])]
+    assert "1 image counted in the first of two lists only" in " ".join(layout.notes)
+
+
+def test_lists_tell_sequences_apart(tmp_path):
+    for folder in ("s1", "s2"):
+        write_pairs(tmp_path, f"JPEGImages/{folder}/{{}}.jpg", f"SegmentationClass/{folder}/{{}}.png", count=2)
+    (tmp_path / "ImageSets").mkdir()
+    (tmp_path / "ImageSets/train.txt").write_text("s1/0\ns1/1\n")
+    (tmp_path / "ImageSets/val.txt").write_text("s2/0\n")
+    found = {f"{s.image.parent.name}/{s.image.stem}": s.split for s in find_layout(tmp_path).samples}
+    assert found == {"s1/0": "train", "s1/1": "train", "s2/0": "val"}
+    (tmp_path / "ImageSets/val.txt").write_text("s3/0\n")
+    layout = find_layout(tmp_path)
+    assert "they were not used" in layout.notes[0] and {s.split for s in layout.samples} == {""}
+
+
+def test_a_label_map_of_another_sequence_is_none(tmp_path):
+    write_pairs(tmp_path, "images/a/{}.jpg", "masks/a/{}.png", count=2)
+    expected = write_pairs(tmp_path, "images/b/{}.jpg", "masks/b/{}.png", count=1)
+    write_image(tmp_path / "images/b/7.jpg")
+    write_label(tmp_path / "masks/a/7.png", 0)
+    layout = find_layout(tmp_path)
+    assert len(layout.samples) == 3 and (layout.samples[2].image, layout.samples[2].label) == expected[0]
+    assert "1 image without a label map left out" in " ".join(layout.notes)
+
+
+def test_accents_of_macos(tmp_path):
+    ((image, label),) = write_pairs(tmp_path, "images/b\u00e4 {}.jpg", "masks/ba\u0308 {}.png", count=1)
+    assert [(s.image, s.label) for s in find_layout(tmp_path).samples] == [(image, label)]
+
+
 def test_what_has_no_partner_is_said(tmp_path):
     pairs = write_pairs(tmp_path, "images/{}.jpg", "labels/{}.png")
     write_image(tmp_path / "images/lonely.jpg")

@@ -159,6 +159,11 @@ def find(root: Path, entry: Mapping) -> list[Pair]:
     return pairs
 
 
+def is_label_suffix(suffix: str) -> bool:
+    """Whether names of label maps may end so: with the type of a file, but not JPEG."""
+    return bool(re.search(r"\.\w+$", suffix)) and not suffix.lower().endswith((".jpg", ".jpeg"))
+
+
 def _find_listed(root: Path, folder: Path, entry: Mapping) -> list[Pair]:
     """Images and labels of an entry with a list of files."""
     path = root / Path(entry["files"]).expanduser()
@@ -192,7 +197,7 @@ def _check_texts(where: str, entry: Mapping) -> None:
                 f"{where}: {key} is {shown(value)}, expected text (in quotes if yaml takes it for something else){hint}"
             )
     suffix = entry.get("label_suffix", ".png")
-    if not re.search(r"\.\w+$", suffix) or suffix.lower().endswith((".jpg", ".jpeg")):
+    if not is_label_suffix(suffix):
         raise ValueError(
             f"{where}: label_suffix is {suffix!r}, expected what follows the image's name in the label's, with the "
             "type of the file, such as .png or _mask.png (but no JPEG, which changes the values)"

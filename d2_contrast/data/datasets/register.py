@@ -72,9 +72,13 @@ def load_dataset(name: str, find: Callable[[Path], list[Pair]]) -> list[dict]:
 
 
 def _check_pairs(name: str, pairs: list[Pair]) -> None:
-    """Refuse images that share a label map: one image twice, or an image and something else."""
+    """Refuse an image that is there twice, and images that share a label map."""
     image_of: dict[Path, Path] = {}
+    seen: set[Path] = set()
     for image, label in pairs:
+        if image in seen:
+            raise ValueError(f"dataset {name!r}: {image} is there twice: expected it once")
+        seen.add(image)
         if label is not None and (other := image_of.setdefault(label, image)) != image:
             raise ValueError(
                 f"dataset {name!r}: {other} and {image} would have the same label map, {label}: expected one image "
