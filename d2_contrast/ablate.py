@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from .cli import PROGRAM, verb_parser
+from .cli import PROGRAM, given_path, verb_parser
 from .errors import in_plain_words
 
 
@@ -27,8 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, metavar="N", help="threads of each run (default: share the cores)")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of this machine to use, one for each run")
     parser.add_argument("--gpus-per-run", type=int, default=1, metavar="N", help="GPUs of each run (default: 1)")
-    parser.add_argument("--output", type=Path, help="folder for the runs and the table (default: the spec's)")
-    parser.add_argument("--results", type=Path, help="folder for the results of runs (default: OUTPUT/results)")
+    parser.add_argument("--output", type=given_path, help="folder for the runs and the table (default: the spec's)")
+    parser.add_argument("--results", type=given_path, help="folder for the results of runs (default: OUTPUT/results)")
     parser.add_argument("--plot", action="store_true", help="draw the differences to the baseline")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--plan-only", action="store_true", help="check and show what would be run")

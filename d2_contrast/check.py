@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 
-from .cli import log_to_terminal, verb_parser
+from .cli import given_path, log_to_terminal, verb_parser
 from .errors import in_plain_words
 
 
@@ -23,7 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-file", default="", metavar="FILE", help="registers its FOLDERS; its INPUT augments browse.png"
     )
-    parser.add_argument("--output", metavar="FOLDER", help="folder for browse.png (default: output/check/NAME)")
+    parser.add_argument(
+        "--output", type=given_path, metavar="FOLDER", help="folder for browse.png (default: output/check/NAME)"
+    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to override")
     return parser
 

@@ -9,6 +9,7 @@ import difflib
 import logging
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from . import __version__
 from .errors import EXIT_CODE, in_plain_words
@@ -50,6 +51,13 @@ def verb_parser(verb: str, description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=f"{PROGRAM} {verb}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def given_path(text: str) -> Path:
+    """The type of an option that names a file or a folder. Empty text, as of a variable that is not set, is none."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a path, found empty text")
+    return Path(text)
 
 
 def log_to_terminal(name: str) -> None:

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .cli import log_to_terminal, verb_parser
+from .cli import given_path, log_to_terminal, verb_parser
 from .errors import in_plain_words
 from .output import to_look_at
 
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="folder of the run to compare")
     parser.add_argument("--names", nargs=2, metavar="NAME", help="what to call the two; default: by their folders")
     parser.add_argument("--dataset", help="a registered dataset with labels; default: the first of DATASETS.TEST")
-    parser.add_argument("--output", type=Path, help="folder for the files; default: comparison/ in RUN")
+    parser.add_argument("--output", type=given_path, help="folder for the files; default: comparison/ in RUN")
     return parser
 
 

@@ -11,9 +11,8 @@ several sizes. docs/export.md shows how to run it.
 
 import argparse
 import sys
-from pathlib import Path
 
-from .cli import verb_parser
+from .cli import given_path, verb_parser
 from .errors import in_plain_words
 
 # The usual ending of the name of a file, by format.
@@ -25,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = verb_parser("export", __doc__)
     parser.add_argument("--weights", required=True, metavar="PATH", help="checkpoint, or the folder of a run")
     parser.add_argument("--config-file", default="", metavar="FILE", help="default: config.yaml beside the weights")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="file to write")
+    parser.add_argument("--output", required=True, type=given_path, metavar="FILE", help="file to write")
     parser.add_argument(
         "--format", choices=SUFFIXES, help="default: by the name of the output, " + ", ".join(SUFFIXES.values())
     )
@@ -49,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         from .engine.trained import load_network, read_trained
 
         cfg = read_trained(args.weights, args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+        if args.output.exists() and args.output.samefile(cfg.MODEL.WEIGHTS):
+            raise ValueError(f"--output {args.output} is the file of the weights: name another one")
         check_names(cfg)
         register_folders(cfg.DATASETS.FOLDERS)
         model, _ = load_network(cfg, cfg.MODEL.WEIGHTS)

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .cli import log_to_terminal, verb_parser
+from .cli import given_path, log_to_terminal, verb_parser
 from .errors import in_plain_words
 from .output import to_look_at
 
@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument("--dataset", help="a registered dataset with labels; default: the first of DATASETS.TEST")
     parser.add_argument("--maps", nargs="+", metavar="MAP", help="feature maps; default: those that are contrasted")
-    parser.add_argument("--output", type=Path, help="folder for the files; default: features/ in the first run")
+    parser.add_argument("--output", type=given_path, help="folder for the files; default: features/ in the first run")
     return parser
 
 

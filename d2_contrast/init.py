@@ -14,7 +14,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from .cli import PROGRAM, verb_parser
+from .cli import PROGRAM, given_path, verb_parser
 from .errors import in_plain_words
 
 
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of the images, or of images and label maps")
     parser.add_argument("labels", type=Path, nargs="?", metavar="LABELS", help="folder of the label maps")
     parser.add_argument("--name", help="what names of datasets begin with (default: the name of the folder)")
-    parser.add_argument("--output", type=Path, metavar="FILE.yaml", help="the config (default: NAME.yaml)")
+    parser.add_argument("--output", type=given_path, metavar="FILE.yaml", help="the config (default: NAME.yaml)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     return parser
 

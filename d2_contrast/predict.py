@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from .cli import verb_parser
+from .cli import given_path, verb_parser
 from .errors import explain, in_plain_words
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 KINDS = ("labels", "color", "overlay", "probabilities")
 DEFAULTS = "labels and overlay of images, overlay of videos"
 RECORD = "predict.json"
+LONGEST_NAME = 230  # bytes, which leaves room for the suffixes of results that are being written
 # Of images, which are predicted in parts.
 BAR = "{percentage:3.0f}%|{bar}| {n:.1f} of {total} images [{elapsed}, {remaining} left]"
 # Pillow refuses pictures of more pixels than this, as OpenCV does; its own limit is six times lower.
@@ -46,7 +47,7 @@ def build_parser() -> ArgumentParser:
     add = parser.add_argument
     add("--weights", required=True, help="folder of a run, for its last checkpoint, or a file of weights")
     add("--input", required=True, nargs="+", help="images, folders, globs, videos, or the number of a camera")
-    add("--output", required=True, help="folder for the results; paths of images are kept below it")
+    add("--output", required=True, type=given_path, help="folder for the results; paths of images are kept below it")
     add("--config-file", default="", help="default: config.yaml beside the weights, or the config in them")
     add("--save", nargs="+", choices=KINDS, metavar="KIND", help=f"some of {', '.join(KINDS)}; default: {DEFAULTS}")
     add(
@@ -140,6 +141,9 @@ def _predict_group(
     """Predict some images together, and begin to write the results; returns how many could not be predicted."""
     arrays, failures = {}, 0
     for source in sources:
+        if len(os.fsencode(os.path.basename(source.name))) > LONGEST_NAME:
+            failures += _complain(f"{source.path}: expected a name of at most {LONGEST_NAME} bytes, for its results")
+            continue
         try:
             arrays[source] = _read(source.path)
         except (OSError, ValueError) as error:

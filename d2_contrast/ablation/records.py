@@ -17,6 +17,18 @@ from .spec import AblationError, Run, Spec
 
 ATTEMPT_FILE = "attempt.json"
 
+# What a record has, of what is read again.
+RECORD_KEYS = {
+    "spec": str,
+    "row": str,
+    "seed": int,
+    "hash": str,
+    "settings": dict,
+    "results": dict,
+    "seconds_per_iteration": float | int | None,
+    "peak_memory_mb": dict,
+}
+
 # {(name of the row, seed): record}
 Records = dict[tuple[str, int], dict]
 
@@ -140,9 +152,11 @@ def read_record(path: Path) -> dict:
     """
     try:
         record = json.loads(path.read_text("utf-8"))
-        if {"spec", "row", "seed", "hash", "settings", "results"} <= record.keys():
+        if all(isinstance(record[key], kind) for key, kind in RECORD_KEYS.items()) and (
+            {"process", "gpu"} <= record["peak_memory_mb"].keys()
+        ):
             return record
-    except (ValueError, AttributeError):
+    except (ValueError, KeyError, TypeError):
         pass
     raise AblationError(f"{path}: this is no result of a run: mend the file, or move it out of this folder")
 

@@ -20,6 +20,7 @@ from detectron2.data import MetadataCatalog
 
 from ..config import default_config, load_config
 from ..config_files import find_config, flatten, load_yaml
+from ..config_ranges import RANGES
 from ..data import register_folders
 from ..engine.setup import check_datasets
 from ..errors import message_of
@@ -35,16 +36,22 @@ WITHOUT_INFLUENCE = (
     "VIS_PERIOD",
     "CUDNN_BENCHMARK",
     "DATALOADER.NUM_WORKERS",
+    "INPUT.MAX_PIXELS",
     "MODEL.CONTRAST.BALANCE.LOG_PERIOD",
     "MODEL.CONTRAST.LOG_PERIOD",
     "MODEL.DEVICE",
     "MODEL.SWIN.CHECKPOINTING",
     "MODEL.WEIGHTS_ALLOW_PICKLE",
+    "PROCESS_GROUP_TIMEOUT",
     "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.MAX_TO_KEEP",
     "TEST.BEST_METRIC",
     "TEST.EVAL_PERIOD",
+    "TEST.MAX_DEVICE_GIB",
     "VISUALIZE.NUM_IMAGES",
     "VISUALIZE.TSNE_POINTS",
+    "WANDB.NAME",
+    "WANDB.PROJECT",
 )
 
 
@@ -250,6 +257,8 @@ def _check_keys(entry: object, known: Sequence[str], required: Sequence[str], wh
 def _seeds(value: object, where: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not value or not all(type(s) is int and s >= 0 for s in value):
         raise AblationError(f"{where}: seeds is {value!r}: expected a list of numbers from 0 on, such as [1, 2, 3, 4]")
+    if wrong := [seed for seed in value if seed not in RANGES["SEED"]]:
+        raise AblationError(f"{where}: seeds has {wrong[0]}: expected {RANGES['SEED'].many}")
     if len(set(value)) < len(value):
         raise AblationError(f"{where}: seeds is {value}: expected each once")
     return tuple(value)

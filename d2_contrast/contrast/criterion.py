@@ -1,6 +1,9 @@
 """The multi-scale and cross-scale contrastive losses (Pissas et al., ECCV 2022, Eq. 3-4)."""
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import cast
 
 from torch import Tensor, nn
@@ -51,8 +54,8 @@ class MultiScaleContrast(nn.Module):
             tf32: compute scores and gradients in TF32 on a GPU, whatever torch's settings are: faster, less exact.
 
         Raises:
-            ValueError: scales or pairs are no mappings, a pair or a memory has an unknown name, anchors are gathered
-                although there is a memory, or a number is out of range.
+            ValueError: scales or pairs are no mappings, a pair or a memory has an unknown name, two terms would have
+                one name, anchors are gathered although there is a memory, or a number is out of range.
         """
         super().__init__()
         if not isinstance(scales, Mapping) or not scales:
@@ -61,8 +64,15 @@ class MultiScaleContrast(nn.Module):
         if not isinstance(pairs, Mapping):
             raise ValueError(f'pairs must map two names to a weight, as {{("c2", "c5"): 1.0}}, got {pairs!r}')
         for pair in pairs:
-            if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(scales):
+            if not isinstance(pair, tuple) or len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(scales):
                 raise ValueError(f"pairs must be of two different names from {list(scales)}, got {pair!r}")
+        names = [*scales, *("_".join(pair) for pair in pairs)]
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"two terms would have the name loss_contrast_{twice[0]}: name the scales differently")
+        weights = {"ms_weight": ms_weight, "cs_weight": cs_weight}
+        for name, weight in {**weights, **scales, **{f"pair {pair}": weight for pair, weight in pairs.items()}}.items():
+            if not isinstance(weight, Real) or not 0 <= weight < math.inf:
+                raise ValueError(f"the weight of {name} must be a finite number of at least 0, got {weight!r}")
         for name, count in (("warmup_iters", warmup_iters), ("decay_iters", decay_iters)):
             if count < 0:
                 raise ValueError(f"{name} must be at least 0, got {count}")
@@ -93,7 +103,8 @@ class MultiScaleContrast(nn.Module):
         """Draw anchors from maps of embeddings and contrast them.
 
         Args:
-            embeddings: (N, D, h, w) by scale, one D for all; they are normalised here. Other names are ignored.
+            embeddings: (N, D, h, w) by scale, one D for the scales of a pair; they are normalised here. Other
+                names are ignored.
             labels: (N, H, W), integers.
             iteration: iterations done, from 0; drives warm-up and decay alone.
             logits: (N, K, H', W'), of the segmentation; memories alone need them.
@@ -163,6 +174,12 @@ class MultiScaleContrast(nn.Module):
         for scale in self.scales:
             vectors, labels = anchor_sets[scale]
             sets[scale] = AnchorSet(vectors, labels.cpu())  # fetched once, and not by each term
+        for scale, other in self.pairs:
+            dims = [sets[name].vectors.shape[-1] for name in (scale, other)]
+            if dims[0] != dims[1]:
+                raise ValueError(
+                    f"embeddings of scales {scale!r} and {other!r} must have one dimension to be a pair, got {dims}"
+                )
         if check:
             check_sets({f"scale {scale!r}": anchor_set for scale, anchor_set in sets.items()})
         losses = {}

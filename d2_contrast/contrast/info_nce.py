@@ -32,6 +32,7 @@ twice, and computed again if they are too many to be kept: one and a half to two
 
 import math
 from itertools import product
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -143,8 +144,8 @@ def info_nce(
 
 def check_temperature(temperature: float) -> None:
     """Raise ValueError unless scores of +- 1 / temperature can be handled."""
-    if not (temperature > 0 and 1 / temperature <= _MAX_SCORE[torch.float64]):
-        raise ValueError(f"temperature must be at least 0.002, got {temperature}")
+    if not isinstance(temperature, Real) or not (temperature > 0 and 1 / temperature <= _MAX_SCORE[torch.float64]):
+        raise ValueError(f"temperature must be a number of at least 0.002, got {temperature!r}")
 
 
 def _sort_by_class(anchor_set: AnchorSet, dtype: torch.dtype) -> tuple[Tensor, dict[int, int]]:

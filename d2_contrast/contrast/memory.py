@@ -7,7 +7,7 @@ with the vectors of the batches before it, and stored afterwards.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, cast, get_args
 
@@ -76,6 +76,8 @@ class ContrastMemory(nn.Module, ABC):
 
     def __init__(self, num_classes: int):
         super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.num_classes = num_classes
 
     @abstractmethod
@@ -92,7 +94,7 @@ class ContrastMemory(nn.Module, ABC):
             logits: (N, K, H', W'), of the segmentation.
 
         Raises:
-            ValueError: there are no logits.
+            ValueError: there are no logits, or they do not fit.
         """
 
     @abstractmethod
@@ -102,10 +104,16 @@ class ContrastMemory(nn.Module, ABC):
         The terms are those of ``supervised_info_nce``, with positives and negatives from the memory alone.
         """
 
-    def _predict(self, logits: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The predicted class of each position of a map, and 1 minus its probability, both (N, h, w)."""
+    def _predict(self, logits: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The predicted class at each position of labels (N, h, w), and 1 minus its probability, both (N, h, w)."""
         if logits is None:
             raise ValueError("logits of the segmentation are needed for a memory, got None")
+        if logits.dim() != 4 or logits.shape[:2] != (len(labels), self.num_classes):
+            raise ValueError(
+                f"logits must be ({len(labels)}, {self.num_classes}, H, W), images and classes of the memory, got "
+                f"{tuple(logits.shape)}"
+            )
+        size = labels.shape[1:]
         logits = logits.detach().float()
         if list(logits.shape[2:]) != list(size):
             logits = F.interpolate(logits, list(size), mode="bilinear", align_corners=False)
@@ -156,9 +164,10 @@ class MinedMemory(ContrastMemory):
         super().__init__(num_classes)
         if not sizes or not set(sizes) <= set(get_args(Kind)):
             raise ValueError(f"memory must keep one or more of {get_args(Kind)}, got {list(sizes)}")
-        for kind, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{kind} must be at least 1 vector of each class, got {size}")
+        numbers = {"positives": positives, "negatives": negatives, "pixels_per_image": pixels_per_image}
+        for name, number in (*sizes.items(), *numbers.items()):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
         if not 0 < hardest <= 1:
             raise ValueError(f"hardest must be a share above 0 and up to 1, got {hardest}")
         self.rings = nn.ModuleDict({kind: ClassRings(num_classes, size, dim) for kind, size in sizes.items()})
@@ -173,7 +182,7 @@ class MinedMemory(ContrastMemory):
     ) -> AnchorSet:
         labels = resize_labels(labels, maps.shape[2:])
         self._seen = self._entries(maps.detach(), labels, sampler.ignore_label, project)
-        predicted, _ = self._predict(logits, labels.shape[1:])
+        predicted, _ = self._predict(logits, labels)
         is_class = (labels >= 0) & (labels != sampler.ignore_label)
         offset = max(self.num_classes, sampler.ignore_label + 1)
         anchors = sampler(maps, labels + offset * (is_class & (labels != predicted)), project)
@@ -255,7 +264,7 @@ class AverageMemory(ContrastMemory):
         """
         super().__init__(num_classes)
         if size < 1:
-            raise ValueError(f"regions must be at least 1 vector of each class, got {size}")
+            raise ValueError(f"regions must be at least 1, got {size}")
         self.rings = ClassRings(num_classes, size, dim)
         self._is_new = False
 
@@ -264,7 +273,7 @@ class AverageMemory(ContrastMemory):
     ) -> AnchorSet:
         self._is_new = True
         labels = resize_labels(labels, maps.shape[2:])
-        predicted, doubt = self._predict(logits, labels.shape[1:])
+        predicted, doubt = self._predict(logits, labels)
         weights = torch.where(predicted == labels, doubt, 1.0).clamp(min=_LEAST_DOUBT)
         members = self._members(labels, sampler.ignore_label) * weights.flatten(1)[:, None]
         with torch.autocast(maps.device.type, enabled=False):

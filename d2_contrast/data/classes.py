@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from .datasets.folders import describe_folders
-from .metadata import check_metadata, get_ignore_label
+from .metadata import MAX_ID, check_metadata, get_ignore_label
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,9 @@ def _file_values(metadata: Metadata, count: int) -> list[int]:
     values: dict[int, int] = {}
     for value, train_id in table.items():
         values.setdefault(train_id, value)
-    return [values.get(train_id, train_id) for train_id in range(count)]
+    # A class that files cannot hold gets a value that means nothing in them.
+    free = (value for value in range(MAX_ID + 1) if value not in table)
+    return [values[train_id] if train_id in values else next(free) for train_id in range(count)]
 
 
 def _triples(colors: Iterable[Iterable[int]]) -> tuple[tuple[int, int, int], ...]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from ..data.datasets.register import IMAGE_SUFFIXES, list_files, list_images
 from ..output import distinct_names
-from ..predict import KINDS
+from ..predict import KINDS, RECORD
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 
@@ -38,7 +38,8 @@ def find_sources(inputs: Sequence[str], output: str) -> list[Source]:
 
     Args:
         inputs: files, folders, globs, numbers of cameras.
-        output: the folder of results. Those of earlier predictions in it are no images to predict.
+        output: the folder of results. Those of earlier predictions, there or in another folder, are no images to
+            predict, unless they are named themselves.
 
     Raises:
         FileNotFoundError: an input does not exist, a glob matches nothing, or a folder has no images.
@@ -57,7 +58,7 @@ def find_sources(inputs: Sequence[str], output: str) -> list[Source]:
     own = [os.path.join(os.path.realpath(output), kind, "") for kind in KINDS]
     paths = [path for path in found if not os.path.realpath(path).startswith(tuple(own))]
     if not paths:
-        raise FileNotFoundError(f"{' '.join(inputs)}: all images are results of predictions, in {output}: name others")
+        raise FileNotFoundError(f"{' '.join(inputs)}: all images are results of predictions: name others")
     base = os.path.commonpath(roots)
     relative = [Path(os.path.relpath(path, base)) for path in paths]
     names = distinct_names(relative)
@@ -87,7 +88,10 @@ def _find(text: str) -> tuple[str, list[str]]:
     if os.path.isdir(path):
         if not os.listdir(path):
             raise FileNotFoundError(f"{text} is empty: expected a folder of images")
-        return path, [str(image) for image in list_images(Path(path), "**/*")]
+        images = list_images(Path(path), "**/*")
+        below = {folder for image in images for folder in image.parents if Path(path) in folder.parents}
+        results = {folder / kind for folder in below if (folder / RECORD).is_file() for kind in KINDS}
+        return path, [str(image) for image in images if not results & set(image.parents)]
     if os.path.exists(path):
         return os.path.dirname(path), [path]
     if not glob.has_magic(text):

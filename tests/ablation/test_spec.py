@@ -63,6 +63,8 @@ def hash_with(write_spec, *overrides):
         ("VISUALIZE.TSNE_POINTS", "0", False),
         ("TEST.EVAL_PERIOD", "5", False),
         ("SOLVER.CHECKPOINT_PERIOD", "5", False),
+        ("WANDB.PROJECT", "p", False),
+        ("PROCESS_GROUP_TIMEOUT", "60", False),
     ],
 )
 def test_hash_changes_with_what_makes_the_result(write_spec, key, value, changes):
@@ -130,6 +132,7 @@ WRONG = {
     f"rows: [{ROW}]": r"the key seeds is missing",
     f"seeds: 4\nrows: [{ROW}]": r"seeds is 4: expected a list",
     f"seeds: [1, -1]\nrows: [{ROW}]": r"seeds is \[1, -1\]: expected a list of numbers from 0 on",
+    f"seeds: [1, 5000000000]\nrows: [{ROW}]": r"seeds has 5000000000: expected whole numbers",
     f"seeds: [1, 1]\nrows: [{ROW}]": r"seeds is \[1, 1\]: expected each once",
     ONE.replace("name: a", "name: a, seeds: 3"): r"row 'a': seeds is 3: expected a list",
     f"seeds: [1]\nbase: a\nrows: [{ROW}]": r"unknown key 'base': did you mean baseline\?",

@@ -206,9 +206,10 @@ def test_results_that_all_deviate_alike_are_taken_and_said_so(spec, store, write
     assert not records and len(remarks) == 2  # which of them to take is not ours to say
 
 
-def test_damaged_result_is_named(spec, store):
+@pytest.mark.parametrize("text", ["{", "[]", '{"spec": "s", "row": "a", "seed": 1, "hash": "z", "settings": []}'])
+def test_damaged_result_is_named(spec, store, text):
     store.results.mkdir()
-    (store.results / "plain.json").write_text("{")
+    (store.results / "plain.json").write_text(text)
     with pytest.raises(AblationError, match=r"plain\.json: this is no result of a run"):
         store.collect(spec)
 

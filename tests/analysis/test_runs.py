@@ -59,8 +59,8 @@ def test_names_tell_runs_apart(twins, tmp_path):
 def test_runs_are_called_as_one_likes(twins):
     names = ["cross entropy", "with/the losses"]
     assert [run.name for run in load_runs(list(map(str, twins)), names)] == names
-    for wrong in (names[:1], [names[0]] * 2):
-        with pytest.raises(ValueError, match="names of 2 runs are cross entropy.*: expected one for each, all differ"):
+    for wrong in (names[:1], [names[0]] * 2, ["a b", "a_b"]):
+        with pytest.raises(ValueError, match="names of 2 runs are .*: expected one for each, all differ"):
             load_runs(list(map(str, twins)), wrong)
 
 

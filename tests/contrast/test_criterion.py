@@ -166,9 +166,22 @@ def test_other_embeddings_are_passed_over_and_a_missing_one_is_named():
         (dict(pairs={("p2", "p3", "p5"): 1}), "pairs must be of two different names"),
         (dict(warmup_iters=-1), "warmup_iters must be at least 0"),
         (dict(decay_iters=-1), "decay_iters must be at least 0"),
-        (dict(temperature=0), "temperature must be at least 0.002"),
+        (dict(temperature=0), "temperature must be a number of at least 0.002"),
+        (dict(temperature="0.1"), "temperature must be a number of at least 0.002, got '0.1'"),
+        (dict(scales={"p2": 1, "p3": float("nan")}), "the weight of p3 must be a finite number"),
+        (dict(pairs={("p2", "p3"): "1"}), r"the weight of pair \('p2', 'p3'\) must be .*, got '1'"),
+        (dict(pairs={5: 1.0}), "pairs must be of two different names from .*, got 5"),
+        (dict(scales={"a": 1, "b": 1, "a_b": 1}, pairs={("a", "b"): 1}), "two terms would have the name .*_a_b"),
+        (dict(ms_weight=-1.0), "the weight of ms_weight must be a finite number of at least 0, got -1.0"),
     ],
 )
 def test_bad_configuration(change, message):
     with pytest.raises(ValueError, match=message):
         MultiScaleContrast(**(dict(scales=SCALES) | change))
+
+
+def test_a_pair_of_other_dimensions_is_refused():
+    criterion = MultiScaleContrast({"a": 1, "b": 1}, {("a", "b"): 1}, sampler=AnchorSampler(min_per_group=1))
+    maps = {"a": torch.randn(1, 8, 4, 4), "b": torch.randn(1, 9, 4, 4)}
+    with pytest.raises(ValueError, match=r"'a' and 'b' must have one dimension to be a pair, got \[8, 9\]"):
+        criterion(maps, torch.arange(2).repeat(1, 4, 2))

@@ -376,17 +376,25 @@ def test_a_branch_without_memory_has_no_buffers_of_one():
     assert not ContrastiveBranch({"p2": Projector(DIM)}, criterion).needs_logits
 
 
+def with_logits(kind, change):
+    features, labels, logits = make_batch()
+    return make_branch(kind)(features, labels, logits=change(logits))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: make_branch("pixels", gather=True), "gather must be off with a memory"),
         (lambda: make_branch("pixels", project="anchors"), 'project must be "dense" with a memory'),
-        (lambda: make_memory("regions", size=0), "regions must be at least 1 vector of each class, got 0"),
-        (lambda: make_memory("averages", size=0), "regions must be at least 1 vector of each class, got 0"),
+        (lambda: make_memory("regions", size=0), "regions must be at least 1, got 0"),
+        (lambda: make_memory("averages", size=0), "regions must be at least 1, got 0"),
         (lambda: make_memory("pixels", hardest=0.0), "hardest must be a share above 0 and up to 1, got 0.0"),
         (lambda: make_memory("queues"), r"memory must keep one or more of \('pixels', 'regions'\), got \['queues'\]"),
         (lambda: MultiScaleContrast({"a": 1}, memories={"b": make_memory("pixels")}), r"memories must be of some of"),
         (lambda: make_branch("pixels")(*make_batch()[:2]), "logits of the segmentation are needed for a memory"),
+        (lambda: make_memory("pixels", positives=0), "positives must be at least 1, got 0"),
+        (lambda: with_logits("pixels", lambda x: x[:1]), r"logits must be \(\d+, \d+, H, W\), .*got \(1, "),
+        (lambda: with_logits("averages", lambda x: x[:, 1:]), r"logits must be \(\d+, \d+, H, W\), .*got"),
         (lambda: make_branch("averages")(*make_batch()[:2]), "logits of the segmentation are needed for a memory"),
     ],
 )

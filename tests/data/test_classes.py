@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from d2_contrast.config import load_config
 from d2_contrast.data import Classes
@@ -64,6 +64,11 @@ def test_without_colors_they_are_distinct():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     assert len(set(Classes.numbered(60).colors)) == 60
+
+
+def test_a_class_that_files_lack_has_a_value_of_its_own():
+    metadata = Metadata(stuff_classes=["a", "b", "c"], label_encodings={"raw": {0: 255, 10: 0, 1: 2}})
+    assert Classes.of_dataset(metadata).ids == (10, 2, 1)
 
 
 def test_as_text():

@@ -297,13 +297,14 @@ def test_refusal_on_the_command_line(run_folder, tmp_path, monkeypatch, capsys):
         ),
         (["--weights", "nowhere", "--output", "a.onnx"], "nowhere: no such file"),
         (["--weights", "RUN", "--output", "a.onnx", "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", "16"], "holds no weights for"),
+        (["--weights", "RUN", "--output", "RUN/model_final.pth", "--format", "onnx"], "is the file of the weights"),
         (["--weights", "RUN", "--config-file", "shapes/nothing", "--output", "a.pt"], "no such config file"),
     ],
 )
 def test_mistakes(arguments, message, run_folder, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        main([str(run_folder) if word == "RUN" else word for word in arguments])
+        main([word.replace("RUN", str(run_folder)) for word in arguments])
     told = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code == 2 and message in told[-1]
     assert not list(tmp_path.iterdir())

@@ -122,6 +122,26 @@ class TestResults:
 
 
 class TestInputs:
+    def test_a_name_that_is_too_long_for_results(self, run):
+        save("in/a.png")
+        save(f"in/{'x' * 240}.png")
+        save("in/z.png")
+        code, _, err = run("--input", "in", "--save", "labels")
+        assert code == 1 and files() == ["labels/a.png", "labels/z.png"]
+        assert "xx.png: expected a name of at most 230 bytes" in err
+
+    def test_results_of_other_predictions_are_no_images(self, run):
+        save("in/a.png")
+        for output in ("in/first", "in/second"):
+            assert run("--input", "in", output=output)[0] == 0
+            assert files(output) == ["labels/a.png", "overlay/a.jpg"]
+        assert run("--input", "in/first/overlay")[0] == 0  # named itself
+
+    def test_an_empty_output(self, run):
+        save("a.png")
+        code, _, err = run("--input", "a.png", output="")
+        assert code == 2 and "--output: expected a path, found empty text" in err and os.listdir() == ["a.png"]
+
     def test_what_is_left_out_of_a_folder_is_said(self, run):
         save("in/a.png")
         save("in/more/b.gif")
