@@ -77,9 +77,14 @@ def read_config(path: str, _readers: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{path}: cannot read this file as yaml: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected keys with values, such as SEED: 1, but this holds {values!r:.60}")
+    if odd := _odd_keys(values):
+        raise ValueError(f"{path}: the key {odd[0]!r} is no text: expected the name of a key, in quotes if need be")
     bases = values.pop("_BASE_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{path}: _BASE_ is {bases!r:.60}: expected the name of a config, or a list of names")
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         try:
             found = find_config(base, os.path.dirname(path))
         except FileNotFoundError as error:
@@ -96,6 +101,18 @@ def flatten(cfg: Mapping, prefix: str = "") -> dict[str, object]:
         is_section = isinstance(value, Mapping) and value
         flat |= flatten(value, f"{prefix}{key}.") if is_section else {prefix + key: value}
     return flat
+
+
+def _odd_keys(values: dict) -> list:
+    """Keys of a mapping and of those in it that are not text; yaml gives numbers, and True for "on"."""
+    odd, seen, waiting = [], set(), [values]
+    while waiting:
+        mapping = waiting.pop()
+        if id(mapping) not in seen:  # an anchor may nest a mapping in itself
+            seen.add(id(mapping))
+            odd += [key for key in mapping if not isinstance(key, str)]
+            waiting += [value for value in mapping.values() if isinstance(value, dict)]
+    return odd
 
 
 def _merge(values: dict[str, Any], into: dict[str, Any]) -> None:

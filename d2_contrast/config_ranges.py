@@ -578,6 +578,9 @@ def _contrast(cfg: CfgNode) -> Iterator[str]:
                 f"{key}.{weights} is {shown(contrast[weights])}: expected one weight for each of {key}.{names}, "
                 f"{shown(contrast[names])}"
             )
+    for name in contrast.IN_FEATURES:
+        if len(set(name.split("+"))) < len(name.split("+")):
+            yield f"{key}.IN_FEATURES has {name!r}: expected each map once in it"
     for pair in contrast.CROSS_SCALE_PAIRS:
         if not set(pair) <= set(contrast.IN_FEATURES):
             yield (
@@ -644,6 +647,8 @@ def _backbones(cfg: CfgNode) -> Iterator[str]:
     names = [cfg.MODEL.BACKBONE.NAME]
     if names == ["UPerFPN"]:
         names.append(cfg.MODEL.UPER.BOTTOM_UP)
+    if names == ["UPerFPN"] * 2:
+        yield "MODEL.UPER.BOTTOM_UP is 'UPerFPN': expected the backbone below that pyramid, such as 'TimmBackbone'"
     swin, resnets = cfg.MODEL.SWIN, cfg.MODEL.RESNETS
     if "Swin" in names:
         for stage, heads in enumerate(swin.NUM_HEADS):

@@ -26,13 +26,22 @@ def build_parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if there is one")
     add("--overwrite", action="store_true", help="start anew in an OUTPUT_DIR that holds a run, which is moved aside")
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or with --resume the last checkpoint")
-    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine, each with a GPU if there are")
-    add("--num-machines", type=int, default=1, metavar="N", help="machines that train together")
+    add(
+        "--num-gpus", type=count, default=1, metavar="N", help="processes on this machine, each with a GPU if there are"
+    )
+    add("--num-machines", type=count, default=1, metavar="N", help="machines that train together")
     add("--machine-rank", type=int, default=0, metavar="I", help="which of them this is, from 0")
     add("--dist-url", default=f"tcp://127.0.0.1:{port}", metavar="URL", help="where processes meet: %(default)s")
     add("--debug", action="store_true", help=f"show tracebacks of errors, as {DEBUG}=1 does")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to override")
     return parser
+
+
+def count(text: str) -> int:
+    """The type of an option that counts processes or machines."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,7 +55,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if not arguments:
         parser.print_help(sys.stderr)
         sys.exit(EXIT_CODE)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if not 0 <= args.machine_rank < args.num_machines:
+        parser.error(f"--machine-rank is {args.machine_rank}: expected 0 to {args.num_machines - 1}, by --num-machines")
+    return args
 
 
 def run(args: argparse.Namespace) -> dict:

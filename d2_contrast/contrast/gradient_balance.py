@@ -88,7 +88,8 @@ class GradientBalance:
 
         Returns:
             "segmentation_norm", "contrast_norm", "ratio" of the second to the first, and "cosine" of both gradients, as
-            the losses with their weights give them; not those that are undefined.
+            they come to the maps: by the losses with their weights, and with the scale of the loss that mixed precision
+            or the accumulation of gradients sets, from which ratio and cosine are free. Not those that are undefined.
         """
         measured, self._measured = {name: float(value) for name, value in self._measured.items()}, {}
         return {name: value for name, value in measured.items() if value == value}

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from ..output import PARTIAL
 from .checkpoint import TAG, own_checkpoints
+from .metrics_writer import read_lines
+from .stripped import BEST
 
 LOCK = "run.lock"
 METRICS = "metrics.json"
@@ -54,6 +56,8 @@ def prepare_folder(folder: str, *, resume: bool, overwrite: bool) -> str:
         if not overwrite or not find_run(folder):
             return ""
         base = os.path.abspath(folder)
+        if os.path.commonpath([os.path.realpath(base), os.path.realpath(os.getcwd())]) == os.path.realpath(base):
+            raise FolderInUseError(f"OUTPUT_DIR {folder} is the working folder or holds it: start from another folder")
         target = next(path for i in count(1) if not os.path.lexists(path := f"{base}.old-{i}"))
         try:
             os.rename(base, target)
@@ -67,6 +71,24 @@ def check_free(folder: str, *, resume: bool) -> None:
     if not resume and (trace := find_run(folder)):
         raise FolderInUseError(
             f"OUTPUT_DIR {folder} holds a run already ({os.path.basename(trace)}): go on with it by --resume, move it "
+            "aside by --overwrite, or name another OUTPUT_DIR"
+        )
+
+
+def check_nothing_lost(folder: str, checkpoint_period: int) -> None:
+    """Check that a folder without a checkpoint holds no more than a run that was killed before its first one.
+
+    Raises:
+        FolderInUseError: it does; a run that starts anew would write over it.
+    """
+    metrics = os.path.join(folder, METRICS)
+    lines = read_lines(metrics) if os.path.isfile(metrics) else []
+    has_trained = max((line["iteration"] + 1 for line in lines), default=0)
+    has_best = os.path.isfile(os.path.join(folder, BEST))
+    if has_best or has_trained >= checkpoint_period:
+        trace = BEST if has_best else f"{METRICS} up to iteration {has_trained}"
+        raise FolderInUseError(
+            f"OUTPUT_DIR {folder} holds a run ({trace}) but no checkpoint to go on from: put one back, move the run "
             "aside by --overwrite, or name another OUTPUT_DIR"
         )
 

@@ -14,6 +14,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_H
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.registry import Registry
 
 from ..config import default_config, load_config
 from ..config_files import find_config, flatten
@@ -55,6 +56,7 @@ def setup(args: Namespace) -> CfgNode:
     register_folders(cfg.DATASETS.FOLDERS)
     check_names(cfg)
     check_datasets(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
+    check_parts(cfg)
     if not args.eval_only:
         check_schedule(cfg)
     cfg.freeze()
@@ -68,9 +70,10 @@ def setup(args: Namespace) -> CfgNode:
     if not args.eval_only:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     defaults = flatten(default_config())
-    ineffective = [key for key, value in flatten(cfg).items() if is_unused(key) and value != defaults.get(key)]
-    if ineffective:
-        logger.warning("These settings are of no effect in semantic segmentation: %s", ", ".join(ineffective))
+    unread = unread_keys(cfg)
+    changed = [key for key, value in flatten(cfg).items() if value != defaults.get(key)]
+    if ineffective := [key for key in changed if is_unused(key) or key in unread]:
+        logger.warning("These settings are of no effect in this network: %s", ", ".join(ineffective))
     if cfg.MODEL.DEVICE != wanted:
         logger.warning("MODEL.DEVICE is %r but this machine has no GPU that torch can use: running on cpu", wanted)
     if cfg.MODEL.DEVICE == "cpu" and comm.get_local_size() > 1 and "OMP_NUM_THREADS" not in os.environ:
@@ -107,11 +110,13 @@ def _start_logging(cfg: CfgNode, args: Namespace) -> None:
 
 
 def check_device(name: str) -> None:
-    """Check that MODEL.DEVICE is not a GPU that this machine lacks beside others.
+    """Check that MODEL.DEVICE can compute, and is not a GPU that this machine lacks beside others.
 
     Raises:
-        ValueError: it is.
+        ValueError: it cannot, or it is.
     """
+    if name == "meta":
+        raise ValueError("MODEL.DEVICE is 'meta', which holds no numbers: expected another device, such as 'cpu'")
     index, count = name.partition("cuda:")[2], torch.cuda.device_count()
     if index and 0 < count <= int(index):
         raise ValueError(f"MODEL.DEVICE is {name!r}: expected one of the {count} GPUs that torch finds, from cuda:0 on")
@@ -136,6 +141,62 @@ def check_names(cfg: CfgNode) -> None:
         if name and name not in registry:
             known = ", ".join(sorted(known for known, _ in registry))
             raise KeyError(f"{key}: {name!r} is not registered; those that are: {known}")
+
+
+def check_parts(cfg: CfgNode) -> None:
+    """Check that the parts of the network read what the config wants most: losses, and pretrained weights.
+
+    Raises:
+        ValueError: one does not, so that the key would be ignored.
+    """
+    model = cfg.MODEL
+    if _is_detectron2s(META_ARCH_REGISTRY, model.META_ARCHITECTURE):
+        wanted = ["MODEL.CONTRAST.ENABLED"] if model.CONTRAST.ENABLED else []
+        wanted += ["MODEL.AUX_HEAD.NAME"] if model.AUX_HEAD.NAME else []
+        if model.META_ARCHITECTURE != "SemanticSegmentor" or wanted:
+            does = f"ignores {' and '.join(wanted)}" if wanted else "is not trained on label maps alone"
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE is {model.META_ARCHITECTURE!r}, which {does}: expected 'ContrastiveSegmentor'"
+            )
+    loss, plain = cfg.MODEL.PIXEL_LOSS, default_config().MODEL.PIXEL_LOSS
+    head = model.SEM_SEG_HEAD.NAME
+    if _is_detectron2s(SEM_SEG_HEADS_REGISTRY, head) and (loss.NAME != plain.NAME or list(loss.CLASS_WEIGHTS)):
+        key = "NAME" if loss.NAME != plain.NAME else "CLASS_WEIGHTS"
+        raise ValueError(
+            f"MODEL.PIXEL_LOSS.{key} is {shown(loss[key])}, which the head {head!r} of Detectron2 ignores: expected "
+            f"{shown(plain[key])}, or a head of this project, such as 'UPerHead'"
+        )
+    name = _innermost_backbone(cfg)
+    if model.BACKBONE.PRETRAINED and not model.WEIGHTS and _is_detectron2s(BACKBONE_REGISTRY, name):
+        raise ValueError(
+            f"MODEL.BACKBONE.PRETRAINED is True, which the backbone {name!r} of Detectron2 ignores: name a file of "
+            "weights by MODEL.WEIGHTS"
+        )
+
+
+def unread_keys(cfg: CfgNode) -> set[str]:
+    """Keys that no part of the network reads, such as one of this project where that part is Detectron2's."""
+    keys = set()
+    if _is_detectron2s(SEM_SEG_HEADS_REGISTRY, cfg.MODEL.SEM_SEG_HEAD.NAME):
+        keys |= {"MODEL.SEM_SEG_HEAD.DROPOUT"}
+    if _is_detectron2s(BACKBONE_REGISTRY, _innermost_backbone(cfg)):
+        keys |= {"MODEL.BACKBONE.NORM"}
+    else:
+        keys |= {"MODEL.BACKBONE.FREEZE_AT"}
+    if not cfg.MODEL.AUX_HEAD.NAME:
+        keys |= {"MODEL.PIXEL_LOSS.AUX_NAME"}
+    if cfg.SOLVER.OPTIMIZER == "AdamW":
+        keys |= {"SOLVER.MOMENTUM", "SOLVER.NESTEROV"}
+    return keys
+
+
+def _innermost_backbone(cfg: CfgNode) -> str:
+    name = cfg.MODEL.BACKBONE.NAME
+    return cfg.MODEL.UPER.BOTTOM_UP if name == "UPerFPN" else name
+
+
+def _is_detectron2s(registry: Registry, name: str) -> bool:
+    return registry.get(name).__module__.startswith("detectron2.")
 
 
 def check_datasets(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> None:

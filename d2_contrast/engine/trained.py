@@ -102,7 +102,9 @@ def load_network(cfg: CfgNode, weights: str, *, whole: bool = False) -> tuple[nn
         average = dict(checkpoint["average"])
         if average.pop("n_averaged") > 0:
             tensors = {name.removeprefix("module."): tensor for name, tensor in average.items()}
-            missing = model.load_state_dict(tensors, strict=False).missing_keys
+            own = model.state_dict()
+            missing = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
+            model.load_state_dict({name: tensors[name] for name in own if name not in missing}, strict=False)
     elif cfg.SOLVER.EMA.ENABLED and "classes" not in checkpoint:  # those of a stripped file are averaged already
         logger.warning("SOLVER.EMA.ENABLED is set but %s holds no average: its weights themselves are used", weights)
     missing = [name for name in missing if whole or not name.startswith(TRAINING_ONLY)]

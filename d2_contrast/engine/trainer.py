@@ -32,7 +32,7 @@ from .optimizer import build_optimizer
 from .parallel import on_main_process
 from .pictures import PictureHook
 from .resume import check_resumable, config_changes, describe_changes, describe_inexact, keep_origin
-from .run_folder import METRICS
+from .run_folder import METRICS, check_nothing_lost
 from .step_dump import dump_path, save_step
 from .stop import StopEvaluation, StoppableEvaluator, Stopped, StopRequests
 from .stripped import BestWeights
@@ -109,11 +109,13 @@ class Trainer(DefaultTrainer):
         checkpoint's run are logged, and what else keeps this run from going on exactly as it would have uninterrupted.
 
         Raises:
+            FolderInUseError: OUTPUT_DIR has results of a run whose checkpoints are gone.
             ValueError: the checkpoint does not fit this config; nothing of it is loaded.
         """
         path = self.checkpointer.get_checkpoint_file() if resume else ""
         if not path:
             if resume:
+                check_nothing_lost(self.cfg.OUTPUT_DIR, self.cfg.SOLVER.CHECKPOINT_PERIOD)
                 logger.warning("There is no checkpoint in %s to go on from: starting anew", self.cfg.OUTPUT_DIR)
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
             return
@@ -464,7 +466,7 @@ def save_config(cfg: CfgNode, folder: str, comments: Sequence[str] = ()) -> None
 def _read_text(path: str) -> str:
     """The content of a text file, "" if there is none."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
     except FileNotFoundError:
         return ""

@@ -1,5 +1,6 @@
 """The meta-architecture: a semantic segmentor that is also trained by contrasting its feature maps."""
 
+import logging
 import math
 from collections.abc import Mapping
 
@@ -34,6 +35,8 @@ from d2_contrast.contrast.device import to_device
 from .features import join_features, join_shapes, narrow, normalise_images, pad_batch, part_names, select_features
 from .heads import SemSegHead, build_aux_head
 from .layers import allow_single_values, resize
+
+logger = logging.getLogger(__name__)
 
 # Parts that only training needs, by the first part of the names of their tensors.
 TRAINING_ONLY = ("aux_head.", "contrast.")
@@ -84,6 +87,7 @@ class ContrastiveSegmentor(SemanticSegmentor):
         self.log_period = log_period
         self.balance_log_period = balance_log_period
         self.channels_last = channels_last
+        self._missed_anchors = False
         if channels_last:
             self.to(memory_format=torch.channels_last)
 
@@ -189,6 +193,13 @@ class ContrastiveSegmentor(SemanticSegmentor):
         if not storage or not self.log_period or iteration % self.log_period:
             return branch(features, labels, iteration, logits, tapped)
         anchor_sets = branch.sample(features, labels, logits, tapped)
+        if not self._missed_anchors and not any(len(anchor_set.labels) for anchor_set in anchor_sets.values()):
+            self._missed_anchors = True
+            logger.warning(
+                "Iteration %d: no class has as many positions as MODEL.CONTRAST.MIN_PER_GROUP and MAX_ANCHORS ask for, "
+                "so the contrastive losses are 0; contrast/…/num_anchors shows how often that is so",
+                iteration,
+            )
         # A similarity is NaN where a scale has no pair of that kind: there is nothing to log then.
         stats = {name: value for name, value in describe_anchors(anchor_sets).items() if not math.isnan(value)}
         storage.put_scalars(smoothing_hint=False, **stats)

@@ -208,6 +208,12 @@ class RMI(nn.Module):
         }
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        least = self.stride * self.radius
+        if min(logits.shape[2:]) < least:
+            raise ValueError(
+                f"MODEL.PIXEL_LOSS.RMI_STRIDE {self.stride} times RMI_RADIUS {self.radius} is {least} pixels: expected "
+                f"at most the sides of the logits, {tuple(logits.shape[2:])}"
+            )
         logits = logits.float()
         valid = _valid(targets, self.ignore_label)
         mask = valid.unsqueeze(1)

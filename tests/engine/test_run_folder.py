@@ -7,8 +7,16 @@ from argparse import Namespace
 
 import pytest
 
-from d2_contrast.engine import evaluate, setup, train
-from d2_contrast.engine.run_folder import LOCK, FolderInUseError, RunLock, check_free, prepare_folder, process_start
+from d2_contrast.engine import Trainer, evaluate, setup, train
+from d2_contrast.engine.run_folder import (
+    LOCK,
+    FolderInUseError,
+    RunLock,
+    check_free,
+    check_nothing_lost,
+    prepare_folder,
+    process_start,
+)
 
 
 @pytest.fixture
@@ -111,6 +119,39 @@ def test_a_run_never_starts_over_another(write_config, run_folder):
         assert (moved / "model_final.pth").read_bytes() == files[run_folder / "model_final.pth"]
         assert not (run_folder / "model_final.pth").exists()
         (run_folder / "model_final.pth").write_bytes((moved / "model_final.pth").read_bytes())
+
+
+def test_the_working_folder_is_not_moved_aside(write_config, run_folder, monkeypatch):
+    monkeypatch.chdir(run_folder / "inference")
+    with pytest.raises(FolderInUseError, match=r"OUTPUT_DIR \.\. is the working folder or holds it"):
+        prepare_folder("..", resume=False, overwrite=True)
+    assert (run_folder / "model_final.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "is_lost"),
+    [
+        ("model_best.safetensors", "x", True),
+        ("metrics.json", '{"iteration": 9, "lr": 0.1}\n', True),
+        ("metrics.json", '{"iteration": 8, "lr": 0.1}\n{', False),  # killed before the first checkpoint
+        ("log.txt", "x", False),
+    ],
+)
+def test_results_without_a_checkpoint_are_not_written_over(tmp_path, name, text, is_lost):
+    (tmp_path / name).write_text(text)
+    if not is_lost:
+        return check_nothing_lost(str(tmp_path), checkpoint_period=10)
+    with pytest.raises(FolderInUseError, match=f"holds a run \\({name}.*but no checkpoint to go on from"):
+        check_nothing_lost(str(tmp_path), checkpoint_period=10)
+
+
+def test_resuming_where_the_checkpoints_are_gone(make_cfg, run_folder):
+    for path in (*run_folder.glob("*.pth"), run_folder / "last_checkpoint"):
+        path.unlink()
+    before = (run_folder / "metrics.json").read_bytes()
+    with pytest.raises(FolderInUseError, match="but no checkpoint to go on from"):
+        Trainer(make_cfg("SOLVER.CHECKPOINT_PERIOD", 1, resume=True)).resume_or_load(resume=True)
+    assert (run_folder / "metrics.json").read_bytes() == before
 
 
 def test_an_evaluation_leaves_what_training_has_left(make_cfg, run_folder):

@@ -20,6 +20,20 @@ SHAPES = list(CLASSES)
         (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 13], ValueError, "12 classes but MODEL.SEM_SEG_HEAD.NUM_CLASSES is 13"),
         (["OUTPUT_DIR", "a" * 300], ValueError, "cannot be made (File name too long)"),
         (["OUTPUT_DIR", __file__], ValueError, f"OUTPUT_DIR '{__file__}' cannot be made"),
+        (["MODEL.DEVICE", "meta"], ValueError, "MODEL.DEVICE is 'meta', which holds no numbers"),
+        (
+            ["MODEL.META_ARCHITECTURE", "SemanticSegmentor"],
+            ValueError,
+            "which ignores MODEL.CONTRAST.ENABLED: expected",
+        ),
+        (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], ValueError, "META_ARCHITECTURE is 'GeneralizedRCNN', which "),
+        (["MODEL.UPER.BOTTOM_UP", "UPerFPN"], ValueError, "MODEL.UPER.BOTTOM_UP is 'UPerFPN': expected the backbone"),
+        (
+            ["MODEL.CONTRAST.IN_FEATURES", ["p2+p2", "p3", "p4", "p5"], "MODEL.CONTRAST.CROSS_SCALE_PAIRS", []]
+            + ["MODEL.CONTRAST.CROSS_SCALE_WEIGHTS", []],
+            ValueError,
+            "MODEL.CONTRAST.IN_FEATURES has 'p2+p2': expected each map once",
+        ),
         (["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 254], ValueError, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE is 254"),
     ],
 )
@@ -27,6 +41,28 @@ def test_errors_name_the_culprit(make_cfg, overrides, error, culprit):
     with pytest.raises(error) as raised:
         make_cfg(*overrides)
     assert culprit in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["MODEL.PIXEL_LOSS.NAME", "OHEM"],
+            "MODEL.PIXEL_LOSS.NAME is 'OHEM', which the head 'SemSegFPNHead' of Detectron2",
+        ),
+        (["MODEL.PIXEL_LOSS.CLASS_WEIGHTS", [1.0] * 12], "MODEL.PIXEL_LOSS.CLASS_WEIGHTS is .*which the head"),
+        (["MODEL.BACKBONE.PRETRAINED", True], "PRETRAINED is True, which the backbone 'build_resnet_fpn_backbone'"),
+    ],
+)
+def test_what_detectron2s_parts_would_ignore_is_refused(make_cfg, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make_cfg(*overrides, base="fpn_r18_contrast.yaml")
+
+
+def test_keys_without_effect_are_said(make_cfg, logged):
+    make_cfg("MODEL.BACKBONE.FREEZE_AT", 5, "MODEL.RPN.NMS_THRESH", 0.5, "SOLVER.MOMENTUM", 0.5)
+    (line,) = [line for line in logged().splitlines() if "of no effect" in line]
+    assert line.endswith("MODEL.BACKBONE.FREEZE_AT, MODEL.RPN.NMS_THRESH, SOLVER.MOMENTUM")
 
 
 @pytest.mark.parametrize(

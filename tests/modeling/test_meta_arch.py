@@ -105,6 +105,15 @@ def test_statistics_are_logged_at_their_period():
     assert "contrast/res2/num_anchors" in logged[0] and logged[0] == logged[2] and not logged[1]
 
 
+def test_losses_without_anchors_are_said_once(caplog):
+    model = small_model(UPER, MODEL__CONTRAST__LOG_PERIOD=1, MODEL__CONTRAST__MIN_PER_GROUP=10**6)
+    with EventStorage(3):
+        for _ in range(2):
+            losses = model(make_batch((64, 64), (64, 64)))
+            assert losses["loss_contrast_res2"] == 0
+    assert [record.getMessage()[:22] for record in caplog.records] == ["Iteration 3: no class "]
+
+
 def test_warmup_follows_the_iteration():
     model = small_model(UPER, MODEL__CONTRAST__WARMUP_ITERS=10)
     batch = make_batch((64, 64), (64, 64))

@@ -284,3 +284,10 @@ def test_build_from_config():
 def test_ohem_refuses(options):
     with pytest.raises(ValueError, match="OHEM_THRESHOLD in .0, 1. and OHEM_MIN_KEPT of at least 1"):
         OHEM(num_classes=3, **options)
+
+
+def test_rmi_needs_maps_of_its_regions():
+    loss = RMI(num_classes=2, stride=4, radius=3)
+    targets = torch.zeros(1, 12, 11, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"RMI_STRIDE 4 times RMI_RADIUS 3 is 12 pixels: .*\(12, 11\)"):
+        loss(torch.zeros(1, 2, 12, 11), targets)
