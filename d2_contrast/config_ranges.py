@@ -715,6 +715,16 @@ def _test(cfg: CfgNode) -> Iterator[str]:
             f"TEST.SLIDING_WINDOW.STRIDE is {list(window.STRIDE)}: expected at most TEST.SLIDING_WINDOW.SIZE, "
             f"{list(window.SIZE)}, as windows would leave gaps"
         )
+    if cfg.TEST.PRECISE_BN.ENABLED and cfg.SOLVER.EMA.ENABLED:
+        yield (
+            "TEST.PRECISE_BN.ENABLED is True: expected False where SOLVER.EMA.ENABLED is True, whose average is what is "
+            "evaluated, with statistics of its own"
+        )
+    if cfg.TEST.PRECISE_BN.ENABLED and cfg.MODEL.CONTRAST.ENABLED and cfg.MODEL.CONTRAST.MEMORY.METHOD:
+        yield (
+            "TEST.PRECISE_BN.ENABLED is True: expected False with MODEL.CONTRAST.MEMORY.METHOD, as its passes would be "
+            "stored in the memory"
+        )
     if cfg.TEST.EXPECTED_RESULTS and len(cfg.DATASETS.TEST) != 1:
         yield (
             f"TEST.EXPECTED_RESULTS is {shown(cfg.TEST.EXPECTED_RESULTS)}: expected [] unless DATASETS.TEST has one "

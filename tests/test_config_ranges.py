@@ -102,6 +102,11 @@ def test_ranges(allowed, inside, outside, text):
         (["SOLVER.REFERENCE_WORLD_SIZE", 3], "SOLVER.IMS_PER_BATCH is 16: expected a multiple of .*, 3"),
         (["SOLVER.NO_DECAY_NAMES", ["bias"], "SOLVER.WEIGHT_DECAY_BIAS", 0.0], "SOLVER.NO_DECAY_NAMES has 'bias'"),
         ([*SLIDING, "TEST.SLIDING_WINDOW.STRIDE", [513, 9]], r"STRIDE is \[513, 9\]: expected at most .*\[512, 512\]"),
+        (["TEST.PRECISE_BN.ENABLED", True, "SOLVER.EMA.ENABLED", True], "PRECISE_BN.ENABLED is True: expected False"),
+        (
+            ["TEST.PRECISE_BN.ENABLED", True, "MODEL.CONTRAST.ENABLED", True, "MODEL.CONTRAST.MEMORY.METHOD", "pixels"],
+            "PRECISE_BN.ENABLED is True: expected False with MODEL.CONTRAST.MEMORY",
+        ),
         (["TEST.EXPECTED_RESULTS", [["sem_seg", "mIoU", 50, 1]]], r"EXPECTED_RESULTS is .*: expected \[\] unless"),
     ],
 )
