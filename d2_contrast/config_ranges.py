@@ -717,8 +717,8 @@ def _test(cfg: CfgNode) -> Iterator[str]:
         )
     if cfg.TEST.PRECISE_BN.ENABLED and cfg.SOLVER.EMA.ENABLED:
         yield (
-            "TEST.PRECISE_BN.ENABLED is True: expected False where SOLVER.EMA.ENABLED is True, whose average is what is "
-            "evaluated, with statistics of its own"
+            "TEST.PRECISE_BN.ENABLED is True: expected False where SOLVER.EMA.ENABLED is True, whose average is "
+            "evaluated, with its own statistics"
         )
     if cfg.TEST.PRECISE_BN.ENABLED and cfg.MODEL.CONTRAST.ENABLED and cfg.MODEL.CONTRAST.MEMORY.METHOD:
         yield (
