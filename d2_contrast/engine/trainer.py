@@ -198,11 +198,15 @@ class Trainer(DefaultTrainer):
     def state_dict(self) -> dict:
         """Iteration, place in the data, state of the step, and the values that the next lines of the log need."""
         state = {**super().state_dict(), "data": self.data_state()}
+        if balance := getattr(self.network, "balance", None):
+            state["gradients"] = balance.state_dict()
         return {**state, "recent": recent_values(self.storage, self.iter)} if hasattr(self, "storage") else state
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load the iteration and the state of the step; learning rates follow from the iteration and the config."""
         self._recent = state_dict.get("recent", {})
+        if balance := getattr(self.network, "balance", None):
+            balance.load_state_dict(state_dict.get("gradients", {}))
         hooks = {name: state for name, state in state_dict.get("hooks", {}).items() if name != LRScheduler.__name__}
         super().load_state_dict({**state_dict, "hooks": hooks})
         # Detectron2's schedules are functions of the iteration. They end at MAX_ITER, which the run may have passed.

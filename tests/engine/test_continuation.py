@@ -22,6 +22,8 @@ SHORT = {"SOLVER.MAX_ITER": 5, "SOLVER.CHECKPOINT_PERIOD": 3}
 CASES = {
     "average, accumulation": {"SOLVER.EMA.ENABLED": True, "SOLVER.ACCUMULATION_STEPS": 2},
     "bfloat16": SHORT | {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.DTYPE": "bfloat16", "SOLVER.OPTIMIZER": "SGD"},
+    # The gradients of iteration 2, after which the checkpoint is, are logged in the one after it, the last.
+    "balance": {**SHORT, "SOLVER.MAX_ITER": 4, "MODEL.CONTRAST.BALANCE.LOG_PERIOD": 2},
     "memory": SHORT
     | {
         "MODEL.CONTRAST.MEMORY.METHOD": "pixels+regions",
@@ -93,7 +95,7 @@ def interrupted(make_cfg, tmp_path):
     return start
 
 
-@pytest.mark.parametrize("case", ["bfloat16", "float16", "memory"])
+@pytest.mark.parametrize("case", ["bfloat16", "float16", "memory", "balance"])
 def test_interrupted_runs_end_alike(interrupted, case, logged):
     compare = interrupted(case)
     assert compare(2) == []
