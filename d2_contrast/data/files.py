@@ -101,15 +101,18 @@ def read_label_colors(file_name: str) -> np.ndarray:
     image = _open(data, file_name, "label map")
     _load(image, data, file_name, "label map")
     _refuse_lossy(image, data, file_name)
-    colors = np.asarray(_upright(image).convert("RGBA"))
-    is_clear = colors[..., 3] == 0
-    clear, opaque = (set(map(tuple, np.unique(colors[part, :3], axis=0).tolist())) for part in (is_clear, ~is_clear))
-    if both := clear & opaque:
-        raise ValueError(
-            f"{file_name}: the colour {min(both)} of this label map is transparent in some pixels and not in others, "
-            "which may stand for two classes: write it without alpha channel, with a colour for each class"
-        )
-    return colors[..., :3]
+    image = _upright(image)
+    colors = np.asarray(image.convert("RGB"))
+    if image.has_transparency_data:
+        is_clear = np.asarray(image.convert("RGBA"))[..., 3] == 0
+        packed = colors.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+        if len(both := np.intersect1d(packed[is_clear], packed[~is_clear])):
+            color = tuple(both[0].item() >> shift & 255 for shift in (16, 8, 0))
+            raise ValueError(
+                f"{file_name}: the colour {color} of this label map is transparent in some pixels and not in others, "
+                "which may stand for two classes: write it without alpha channel, with a colour for each class"
+            )
+    return colors
 
 
 def read_text(path: Path) -> str:
