@@ -105,14 +105,24 @@ def read_label_colors(file_name: str) -> np.ndarray:
     colors = np.asarray(image.convert("RGB"))
     if image.has_transparency_data:
         is_clear = np.asarray(image.convert("RGBA"))[..., 3] == 0
-        packed = colors.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+        packed = pack_colors(colors)
         if len(both := np.intersect1d(packed[is_clear], packed[~is_clear])):
-            color = tuple(both[0].item() >> shift & 255 for shift in (16, 8, 0))
             raise ValueError(
-                f"{file_name}: the colour {color} of this label map is transparent in some pixels and not in others, "
-                "which may stand for two classes: write it without alpha channel, with a colour for each class"
+                f"{file_name}: the colour {color_of(both[0].item())} of this label map is transparent in some pixels and "
+                "not in others, which may stand for two classes: write it without alpha channel, with a colour for each class"
             )
     return colors
+
+
+def pack_colors(colors: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) as numbers, 65536 red + 256 green + blue."""
+    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
+    return (red << 16) | (green << 8) | blue
+
+
+def color_of(packed: int) -> tuple[int, int, int]:
+    """The colour that a number of :func:`pack_colors` stands for."""
+    return packed >> 16, packed >> 8 & 255, packed & 255
 
 
 def read_text(path: Path) -> str:

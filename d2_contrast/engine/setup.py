@@ -158,7 +158,7 @@ def check_parts(cfg: CfgNode) -> None:
             raise ValueError(
                 f"MODEL.META_ARCHITECTURE is {model.META_ARCHITECTURE!r}, which {does}: expected 'ContrastiveSegmentor'"
             )
-    loss, plain = cfg.MODEL.PIXEL_LOSS, default_config().MODEL.PIXEL_LOSS
+    loss, plain = model.PIXEL_LOSS, default_config().MODEL.PIXEL_LOSS
     head = model.SEM_SEG_HEAD.NAME
     if _is_detectron2s(SEM_SEG_HEADS_REGISTRY, head) and (loss.NAME != plain.NAME or list(loss.CLASS_WEIGHTS)):
         key = "NAME" if loss.NAME != plain.NAME else "CLASS_WEIGHTS"

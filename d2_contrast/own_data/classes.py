@@ -244,9 +244,8 @@ def _values_of_colors(scan: LabelScan, named: Sequence[Named]) -> dict[Color | N
 
     Without a palette an id may be the grey of its value, if a file names that grey.
     """
-    shown: dict = {value: (value,) * 3 for value in scan.values} | scan.palette
-    if scan.is_color:
-        shown = {value: value for value in scan.values}
+    greys = {value: (value,) * 3 for value in scan.values}
+    shown: dict = dict(zip(scan.values, scan.values)) if scan.is_color else greys | scan.palette
     colors = {entry.color for entry in named}
     strange = [value for value in scan.values if shown[value] not in colors]
     explained = not strange or (strange == [IGNORED] and len(scan.values) > 2)

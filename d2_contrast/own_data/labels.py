@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.files import read_label_colors, read_raw_label
+from ..data.files import color_of, pack_colors, read_label_colors, read_raw_label
 from ..data.labels import count_values
 from ..data.metadata import MAX_ID, is_id
 
@@ -88,19 +88,13 @@ def scan_labels(paths: Sequence[Path]) -> LabelScan:
 
 
 def read_colors(path: Path) -> np.ndarray:
-    """A label map as colours, (H, W) with 65536 red + 256 green + blue."""
-    array = read_label_colors(str(path)).astype(np.int32)
-    return (array[..., 0] << 16) | (array[..., 1] << 8) | array[..., 2]
+    """A label map as colours, (H, W) numbers of :func:`pack_colors`."""
+    return pack_colors(read_label_colors(str(path)))
 
 
 def is_colorful(palette: Mapping[int, Color]) -> bool:
     """Whether a palette holds other colours than greys."""
     return any(len(set(color)) > 1 for color in palette.values())
-
-
-def color_of(packed: int) -> Color:
-    """The colour that a number of :func:`read_colors` stands for."""
-    return packed >> 16, packed >> 8 & 255, packed & 255
 
 
 def _read(path: Path) -> _Content | str:

@@ -12,10 +12,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..data.datasets.folders import find, is_label_suffix
-from ..data.files import upright_size
+from ..data.files import color_of, upright_size
 from ..output import write_text, write_whole
 from .classes import Classes, choose_classes
-from .labels import LabelScan, color_of, read_colors, scan_labels
+from .labels import LabelScan, read_colors, scan_labels
 from .layout import Sample, find_layout, hold_out
 
 RECIPE = "camvid/uper_mobilenetv2_contrast_bs4_1600"
