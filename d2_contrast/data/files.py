@@ -108,8 +108,9 @@ def read_label_colors(file_name: str) -> np.ndarray:
         packed = pack_colors(colors)
         if len(both := np.intersect1d(packed[is_clear], packed[~is_clear])):
             raise ValueError(
-                f"{file_name}: the colour {color_of(both[0].item())} of this label map is transparent in some pixels and "
-                "not in others, which may stand for two classes: write it without alpha channel, with a colour for each class"
+                f"{file_name}: the colour {color_of(both[0].item())} of this label map is transparent in some pixels "
+                "and not in others, which may stand for two classes: write it without alpha channel, with a colour for "
+                "each class"
             )
     return colors
 
