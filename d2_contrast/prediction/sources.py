@@ -54,9 +54,8 @@ def find_sources(inputs: Sequence[str], output: str) -> list[Source]:
     for text in inputs:
         root, paths = _find(os.path.expanduser(text))
         roots.append(root)
-        found.update(dict.fromkeys(paths))
-    own = [os.path.join(os.path.realpath(output), kind, "") for kind in KINDS]
-    paths = [path for path in found if not os.path.realpath(path).startswith(tuple(own))]
+        found.update(dict.fromkeys(path for path in paths if not _is_result(path, root, output)))
+    paths = list(found)
     if not paths:
         raise FileNotFoundError(f"{' '.join(inputs)}: all images are results of predictions: name others")
     base = os.path.commonpath(roots)
@@ -82,16 +81,25 @@ def describe_left_out(folder: str) -> str:
     return f"{folder}: left out what is no image ({counts}); a video is predicted if it is named itself"
 
 
+def _is_result(path: str, root: str, output: str) -> bool:
+    """Whether an image is of the output, or of another prediction whose folder is the root or below it."""
+    for kind in Path(path).parents:
+        folder = kind.parent
+        if kind.name in KINDS and (
+            os.path.realpath(folder) == os.path.realpath(output)
+            or ((folder / RECORD).is_file() and (folder == Path(root) or Path(root) in folder.parents))
+        ):
+            return True
+    return False
+
+
 def _find(text: str) -> tuple[str, list[str]]:
     """The absolute root and paths of an input."""
     path = os.path.abspath(text)
     if os.path.isdir(path):
         if not os.listdir(path):
             raise FileNotFoundError(f"{text} is empty: expected a folder of images")
-        images = list_images(Path(path), "**/*")
-        below = {folder for image in images for folder in image.parents if Path(path) in folder.parents}
-        results = {folder / kind for folder in below if (folder / RECORD).is_file() for kind in KINDS}
-        return path, [str(image) for image in images if not results & set(image.parents)]
+        return path, [str(image) for image in list_images(Path(path), "**/*")]
     if os.path.exists(path):
         return os.path.dirname(path), [path]
     if not glob.has_magic(text):

@@ -187,6 +187,15 @@ class TestInputs:
             assert code == 0 and out == "out: results of 1 of 1 inputs\n"
         assert run("--input", "out/labels", "--overwrite")[2].count("all images are results of predictions")
 
+    def test_results_of_other_predictions_are_no_input_unless_they_are_named(self, run):
+        save("in/a.png")
+        assert run("--input", "in", output="in/earlier")[0] == 0
+        for i, inputs in enumerate(["in", "in/**/*.png", "in/**/*"]):
+            assert run("--input", inputs, output=f"other{i}")[1] == f"other{i}: results of 1 of 1 inputs\n"
+        assert "all images are results" in run("--input", "in/earlier", output="other")[2]
+        for i, inputs in enumerate(["in/earlier/labels", "in/earlier/labels/*", "in/earlier/labels/a.png"]):
+            assert run("--input", inputs, output=f"named{i}")[1] == f"named{i}: results of 1 of 1 inputs\n"
+
     def test_what_cannot_be_read_is_named_and_the_others_go_on(self, run):
         save("in/a.png")
         save("in/z.png")
