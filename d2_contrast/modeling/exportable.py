@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from .backbone.swin import Swin
 from .backbone.timm import FEATURES
 from .layers import resize
+from .multi_scale_conv import MultiScaleConv2d
 
 
 class ExportableSegmentor(nn.Module):
@@ -81,6 +82,8 @@ def make_exportable(module: nn.Module) -> nn.Module:
         return AveragePool(module.output_size)
     if isinstance(module, Swin):
         return ExportableSwin(module)
+    if isinstance(module, MultiScaleConv2d):
+        module.forward = module.forward_concatenated
     for name, child in module.named_children():
         setattr(module, name, make_exportable(child))
     return module

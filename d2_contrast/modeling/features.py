@@ -1,6 +1,7 @@
 """Feature maps by name."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 
 import torch
 from detectron2.config import CfgNode
@@ -49,6 +50,16 @@ def join_features(features: Mapping[str, Tensor], names: Iterable[str]) -> dict[
     """The maps, and besides "a+b" for each such name: these two, concatenated at the size of the first."""
     joined = {name: concat_at_finest([features[part] for part in name.split("+")]) for name in names if "+" in name}
     return {**features, **joined}
+
+
+def group_by_stride(shapes: Mapping[str, ShapeSpec]) -> list[list[str]]:
+    """Names of maps in their order; neighbours of equal stride are together."""
+    return [list(names) for _, names in groupby(shapes, key=lambda name: shapes[name].stride)]
+
+
+def maps_by_stride(features: Mapping[str, Tensor], groups: Iterable[Sequence[str]]) -> list[Tensor]:
+    """A map for each group of names: theirs, concatenated."""
+    return [concat_at_finest([features[name] for name in names]) for names in groups]
 
 
 def contrasted_features(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> list[str]:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
+def conv_norm_relu(
+    in_channels: int, out_channels: int, kernel_size: int, norm: str, conv_class: type[Conv2d] = Conv2d
+) -> Conv2d:
     """A convolution that keeps the size, normalisation (none if ``norm`` is "") and ReLU."""
-    conv = Conv2d(
+    conv = conv_class(
         in_channels,
         out_channels,
         kernel_size,
@@ -75,4 +77,4 @@ def fit_to_grid(x: Tensor, size: Sequence[int]) -> Tensor:
 def concat_at_finest(maps: Sequence[Tensor]) -> Tensor:
     """Concatenate maps (N, C_i, h_i, w_i) along the channels, at the size of the first."""
     finest, *others = maps
-    return torch.cat([finest, *(resize(x, finest.shape[-2:]) for x in others)], dim=1)
+    return torch.cat([finest, *(resize(x, finest.shape[-2:]) for x in others)], dim=1) if others else finest

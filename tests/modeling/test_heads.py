@@ -98,8 +98,8 @@ def test_object_context_by_hand():
     with torch.no_grad():
         logits = head.layers(maps)
         coarse = [F.interpolate(maps[k], size=(8, 12), mode="bilinear", align_corners=False) for k in ("res3", "res4")]
-        pixels = head.pixels(torch.cat([maps["res2"], *coarse], dim=1)).double()
-        aux = head.aux(maps["res2"]).double()
+        pixels = head.pixels([maps["res2"], *coarse]).double()
+        aux = head.aux([maps["res2"]]).double()
         head.double()
         attention = head.attention
         for n in range(2):
@@ -127,7 +127,7 @@ def test_first_prediction_of_ocr_is_supervised():
     head = make_ocr(aux_loss_weight=0.4, dropout=0.0).train()
     maps, targets = features(), torch.randint(0, K, (2, 32, 48))
     _, losses = head(maps, targets)
-    aux = F.interpolate(head.aux(maps["res2"]), size=(32, 48), mode="bilinear", align_corners=False)
+    aux = F.interpolate(head.aux([maps["res2"]]), size=(32, 48), mode="bilinear", align_corners=False)
     torch.testing.assert_close(losses["loss_aux_sem_seg"], 0.4 * F.cross_entropy(aux, targets))
 
 

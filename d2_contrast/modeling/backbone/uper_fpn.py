@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from ...config_ranges import GROUPS
 from ..features import select_features
 from ..layers import conv_norm_relu, resize
+from ..multi_scale_conv import MultiScaleConv2d
 
 
 class PyramidPooling(nn.Module):
@@ -27,11 +27,11 @@ class PyramidPooling(nn.Module):
             nn.Sequential(nn.AdaptiveAvgPool2d(scale), conv_norm_relu(in_channels, out_channels, 1, norm))
             for scale in pool_scales
         )
-        self.bottleneck = conv_norm_relu(in_channels + len(pool_scales) * out_channels, out_channels, 3, norm)
+        channels = in_channels + len(pool_scales) * out_channels
+        self.bottleneck = conv_norm_relu(channels, out_channels, 3, norm, MultiScaleConv2d)
 
     def forward(self, x: Tensor) -> Tensor:
-        context = [resize(branch(x), x.shape[-2:]) for branch in self.branches]
-        return self.bottleneck(torch.cat([x, *context], dim=1))
+        return self.bottleneck([x, *(branch(x) for branch in self.branches)])
 
 
 @BACKBONE_REGISTRY.register()

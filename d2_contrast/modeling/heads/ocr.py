@@ -8,8 +8,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from ..features import select_features
-from ..layers import concat_at_finest, conv_norm_relu, resize
+from ..features import group_by_stride, maps_by_stride, select_features
+from ..layers import conv_norm_relu, resize
+from ..multi_scale_conv import MultiScaleConv2d
 from ..pixel_losses import build_pixel_loss
 from .base import SemSegHead
 
@@ -78,17 +79,17 @@ class OCRHead(SemSegHead):
             ValueError: the strides differ.
         """
         super().__init__(input_shape, **kwargs)
-        self.aux_in_features = tuple(aux_input_shape)
+        self.names_by_stride, self.aux_names_by_stride = group_by_stride(input_shape), group_by_stride(aux_input_shape)
         if min(shape.stride for shape in aux_input_shape.values()) != self.common_stride:
             raise ValueError(
                 f"MODEL.OCR.AUX_IN_FEATURES is {list(aux_input_shape)}: its finest stride must be that of "
                 f"{list(input_shape)}, {self.common_stride}"
             )
         self.aux = nn.Sequential(
-            conv_norm_relu(_channels(aux_input_shape), aux_channels, aux_kernel_size, norm),
+            conv_norm_relu(_channels(aux_input_shape), aux_channels, aux_kernel_size, norm, MultiScaleConv2d),
             nn.Conv2d(aux_channels, num_classes, 1),
         )
-        self.pixels = conv_norm_relu(_channels(input_shape), channels, 3, norm)
+        self.pixels = conv_norm_relu(_channels(input_shape), channels, 3, norm, MultiScaleConv2d)
         self.attention = ObjectAttention(channels, key_channels, norm)
         self.fuse = conv_norm_relu(2 * channels, channels, 1, norm)
         self.dropout = nn.Dropout2d(dropout)
@@ -113,8 +114,8 @@ class OCRHead(SemSegHead):
 
     def layers(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | Tensor:
         """Map features to logits (N, K, h, w); in training to those and the logits of the first prediction."""
-        aux_logits = self.aux(concat_at_finest([features[name] for name in self.aux_in_features]))
-        pixels = self.pixels(concat_at_finest([features[name] for name in self.in_features]))
+        aux_logits = self.aux(maps_by_stride(features, self.aux_names_by_stride))
+        pixels = self.pixels(maps_by_stride(features, self.names_by_stride))
         with torch.autocast(pixels.device.type, enabled=False):
             shares = aux_logits.float().flatten(2).softmax(dim=-1)  # (N, K, hw), of each pixel in a class's region
             regions = shares @ pixels.float().flatten(2).transpose(1, 2)  # (N, K, C)

@@ -7,7 +7,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from ..layers import concat_at_finest, conv_norm_relu
+from ..features import group_by_stride, maps_by_stride
+from ..layers import conv_norm_relu
+from ..multi_scale_conv import MultiScaleConv2d
 from .base import SemSegHead
 
 
@@ -37,14 +39,15 @@ class FusionHead(SemSegHead):
             kwargs: see SemSegHead.
         """
         super().__init__(input_shape, **kwargs)
+        self.names_by_stride = group_by_stride(input_shape)
         in_channels = sum(shape.channels for shape in input_shape.values())
-        self.fuse = conv_norm_relu(in_channels, channels, self.KERNEL_SIZE, norm)
+        self.fuse = conv_norm_relu(in_channels, channels, self.KERNEL_SIZE, norm, MultiScaleConv2d)
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = nn.Conv2d(channels, num_classes, 1)
 
     def layers(self, features: Mapping[str, Tensor]) -> Tensor:
-        x = concat_at_finest([features[name] for name in self.in_features])
-        return self.predictor(self.dropout(self.fuse(x)))
+        x = self.fuse(maps_by_stride(features, self.names_by_stride))
+        return self.predictor(self.dropout(x))
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
