@@ -25,6 +25,8 @@ class MultiScaleConv2d(Conv2d):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Map (N, C_i, h_i, w_i), whose C_i add up to the channels of the weights, to (N, D, h_0, w_0)."""
+        if self.kernel_size == (1, 1):  # resizing its products costs what they save
+            return self.forward_concatenated(maps)
         (first, weight), *others = zip(maps, self.weight.split([x.shape[1] for x in maps], dim=1))
         x = F.conv2d(first, weight, self.bias, padding=self.padding)
         if others:
