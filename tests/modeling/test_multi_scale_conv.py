@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from d2_contrast.modeling.layers import conv_norm_relu
 from d2_contrast.modeling.multi_scale_conv import MultiScaleConv2d
@@ -45,7 +46,7 @@ def test_values_and_gradients_are_those_of_the_definition(sizes, kernel_size, no
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_rounding_is_no_larger_than_that_of_the_definition(dtype, memory_format):
+def test_rounding_is_about_that_of_the_definition(dtype, memory_format):
     torch.manual_seed(0)
     conv = conv_norm_relu(4 * 32, 32, 3, "", MultiScaleConv2d).to(memory_format=memory_format)
     maps = [torch.randn(2, 32, side, side).to(memory_format=memory_format) for side in (32, 16, 8, 4)]
@@ -61,8 +62,6 @@ def test_rounding_is_no_larger_than_that_of_the_definition(dtype, memory_format)
 
 def test_less_is_computed_than_by_the_definition():
     """Multiply-adds of UPerNet's widths, by torch's own count."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     with torch.device("meta"):
         conv = conv_norm_relu(4 * 512, 512, 3, "", MultiScaleConv2d)
         maps = [torch.empty(1, 512, side, side) for side in (64, 32, 16, 8)]
