@@ -11,7 +11,7 @@ from .table import Table
 def draw_differences(tables: Sequence[Table]) -> Figure | None:
     """Draw the mean difference of each row with its 95 % interval, and the differences of its seeds.
 
-    There is a panel for each dataset and metric.
+    There is a panel for each dataset and metric. An interval that is longer than a panel ends in an arrow.
 
     Returns:
         None if no row can be compared with its baseline yet.
@@ -33,6 +33,7 @@ def draw_differences(tables: Sequence[Table]) -> Figure | None:
             axis.set_visible(False)
         for column, (metric, axis) in enumerate(zip(table.metrics, row)):
             axis.axvline(0, color="0.4", linewidth=1)
+            seen = [0.0]
             for y, line in enumerate(lines):
                 difference = line.differences[metric]
                 if difference is None:
@@ -40,9 +41,19 @@ def draw_differences(tables: Sequence[Table]) -> Figure | None:
                 base = scores[line.baseline][metric]
                 points = [score - base[seed] for seed, score in line.scores[metric].items() if seed in base]
                 axis.plot(points, [y + 0.25] * len(points), "o", color="0.45", markersize=3)
-                if difference.low is not None:
-                    axis.plot([difference.low, difference.high], [y, y], color="C0", linewidth=1.6)
                 axis.plot(difference.mean, y, "D", color="C0", markersize=5)
+                seen += points
+            # Intervals of two seeds are many times as long as all differences, which would become a single dot.
+            room = (max(seen) - min(seen)) / 2 or 1.0
+            left, right = min(seen) - room, max(seen) + room
+            for y, line in enumerate(lines):
+                difference = line.differences[metric]
+                if difference is not None and difference.low is not None and difference.high is not None:
+                    axis.plot([difference.low, difference.high], [y, y], color="C0", linewidth=1.6)
+                    ends = [left] * (difference.low < left) + [right] * (difference.high > right)
+                    for end in ends:
+                        axis.plot(end, y, "<" if end == left else ">", color="C0", markersize=5, clip_on=False)
+            axis.set_xlim(left, right)
             axis.set_yticks(range(len(lines)), [line.row for line in lines] if column == 0 else [])
             axis.set_ylim(len(lines) - 0.4, -0.6)
             axis.set_title(f"{metric}, {table.dataset}", fontsize=FONT_SIZE)

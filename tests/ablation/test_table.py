@@ -223,3 +223,15 @@ def test_picture(collected):
     drawn = [list(line.get_xdata()) for line in first.get_lines()]
     assert [2.0, 4.0, 6.0] in drawn and [pytest.approx(4 - MARGIN), pytest.approx(4 + MARGIN)] in drawn
     assert [-0.5] in drawn
+    # Half as much room as the seeds take, -0.5 to 6, on each side of them: enough for the interval.
+    assert first.get_xlim() == pytest.approx((-3.75, 9.25))
+    assert {line.get_marker() for line in first.get_lines()}.isdisjoint("<>")
+
+
+def test_an_interval_longer_than_its_panel_ends_in_arrows(collected):
+    spec, _, records = collected
+    of_two_seeds = {key: record for key, record in records.items() if record["seed"] < 3}
+    first = draw_differences(build_tables(spec, of_two_seeds)).axes[0]
+    # Differences 2 and 4, and -0.5 of another row; the interval of two seeds is 3 +- 12.7.
+    arrows = {line.get_marker(): list(line.get_xdata()) for line in first.get_lines() if line.get_marker() in "<>"}
+    assert arrows == {"<": [-2.75], ">": [6.25]} and first.get_xlim() == (-2.75, 6.25)
