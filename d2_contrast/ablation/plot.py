@@ -46,14 +46,16 @@ def draw_differences(tables: Sequence[Table]) -> Figure | None:
             # Intervals of two seeds are many times as long as all differences, which would become a single dot.
             room = (max(seen) - min(seen)) / 2 or 1.0
             left, right = min(seen) - room, max(seen) + room
+            axis.set_xlim(left, right)
             for y, line in enumerate(lines):
                 difference = line.differences[metric]
-                if difference is not None and difference.low is not None and difference.high is not None:
-                    axis.plot([difference.low, difference.high], [y, y], color="C0", linewidth=1.6)
-                    ends = [left] * (difference.low < left) + [right] * (difference.high > right)
-                    for end in ends:
-                        axis.plot(end, y, "<" if end == left else ">", color="C0", markersize=5, clip_on=False)
-            axis.set_xlim(left, right)
+                if difference is None or difference.low is None or difference.high is None:
+                    continue
+                axis.plot([difference.low, difference.high], [y, y], color="C0", linewidth=1.6)
+                if difference.low < left:
+                    axis.plot(left, y, "<", color="C0", markersize=5, clip_on=False)
+                if difference.high > right:
+                    axis.plot(right, y, ">", color="C0", markersize=5, clip_on=False)
             axis.set_yticks(range(len(lines)), [line.row for line in lines] if column == 0 else [])
             axis.set_ylim(len(lines) - 0.4, -0.6)
             axis.set_title(f"{metric}, {table.dataset}", fontsize=FONT_SIZE)
