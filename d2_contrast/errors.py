@@ -1,8 +1,10 @@
 """A user's mistake ends in one sentence; a fault of this package keeps its traceback."""
 
 import dis
+import errno
 import os
 import re
+import select
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ PACKAGE = str(Path(__file__).parent) + os.sep
 LIBRARIES = re.compile(r"[/\\](detectron2|fvcore|yacs|timm)[/\\]")
 DEBUG = "D2_CONTRAST_DEBUG"
 EXIT_CODE = 2
+NOBODY_READS = 128 + 13  # of a program that SIGPIPE ended
 # What torch puts around an exception in a worker of the data loader.
 IN_WORKER = re.compile(r"Caught (?P<type>\w+) in .*worker.*\nOriginal Traceback", re.IGNORECASE)
 
@@ -37,6 +40,8 @@ def explain(error: BaseException) -> str | None:
     """
     if isinstance(error, OSError) and error.filename is not None:
         return _in_one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"stdout: {error.strerror}"  # files are written by output.write_whole, which names them
     if _speaks_to_users(error):
         return _in_one_line(message_of(error))
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
@@ -93,18 +98,34 @@ def _explain_worker(text: str) -> str | None:
     return _in_one_line(re.split(r"^[\w.]+: ", text, flags=re.MULTILINE)[-1])
 
 
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe that has lost its reader. What is left to write to it is dropped."""
+    stdout = select.poll()
+    stdout.register(1)
+    if not any(event & select.POLLERR for _, event in stdout.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # otherwise Python reports the same again when it ends
+    os.close(nowhere)
+    return True
+
+
 @contextmanager
 def in_plain_words(claim: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """End the process with exit code 2 and one sentence on stderr where :func:`explain` has one.
 
-    With D2_CONTRAST_DEBUG in the environment every exception keeps its traceback.
+    With D2_CONTRAST_DEBUG in the environment every exception keeps its traceback. A reader of stdout that has gone, as
+    ``head`` has after its lines, ends the process quietly, with the exit code of other programs.
 
     Args:
         claim: returns True to the first of several processes that fail together, which then reports for all.
     """
     try:
         yield
+        print(end="", flush=True)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            raise SystemExit(NOBODY_READS) from None
         sentence = None if os.environ.get(DEBUG) else explain(error)
         if sentence is None:
             raise

@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 
 import pytest
@@ -100,3 +102,18 @@ def test_the_process_ends_with_a_sentence(capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended, in_plain_words():
         raise KeyboardInterrupt
     assert ended.value.code == 130
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_nobody_reads_what_is_written(unbuffered):
+    """The process fails when it writes, or where it buffers, when it ends."""
+    command = [sys.executable, "-m", "d2_contrast.cli", "completion", "bash"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (141, b"")
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment)
+    assert result.stderr.startswith(b"cli.py: error: stdout: No space left on device\n")

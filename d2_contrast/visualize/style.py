@@ -1,6 +1,5 @@
 """What all figures share. They are drawn as objects of their own, without pyplot's global state."""
 
-import io
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -8,6 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
+
+from ..output import write_whole
 
 FONT_SIZE = 9  # points
 DPI = 150
@@ -46,10 +47,8 @@ def figure(width: float, height: float) -> Figure:
 def save(fig: Figure, path: str) -> str:
     """Write a figure as a PNG file and return its path."""
     dpi = min(DPI, MAX_PIXELS / max(fig.get_size_inches()))
-    drawn = io.BytesIO()  # first, so that a picture that cannot be drawn leaves no file
-    fig.savefig(drawn, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.1)
-    with open(path, "wb") as f:
-        f.write(drawn.getvalue())
+    with write_whole(path) as file:
+        fig.savefig(file, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.1)
     return path
 
 
