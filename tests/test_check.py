@@ -83,6 +83,27 @@ def test_class_that_never_occurs_is_a_warning(garden, capsys):
     assert "Warning: No pixel in the labels of garden is of class 'bed' (1 of 3 classes)\n0 problems\n" in out
 
 
+@pytest.mark.parametrize("second", ["same", "unused", "other"])
+def test_palettes_that_differ_are_a_warning(second, garden, capsys):
+    """Some editors number the colours that a file has. Colours of values that no pixel has may differ."""
+    root, arguments = garden
+    colors = {"same": [0, 0, 0, 90, 0, 0], "unused": [9, 9, 9, 90, 0, 0], "other": [0, 0, 0, 0, 80, 0]}
+    for i, palette in ((1, colors["same"]), (2, colors[second])):
+        image = Image.fromarray(np.ones((8, 10), np.uint8), mode="P")
+        image.putpalette(palette)
+        image.save(root / f"garden/labels/{i}.png")
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    if second == "other":
+        files = [root / f"garden/labels/{i}.png" for i in (1, 2)]
+        assert (
+            f"Warning: The value 1 is the colour (90, 0, 0) in the palette of {files[0]}, (0, 80, 0) in that of "
+            f"{files[1]}: "
+        ) in out
+    else:
+        assert "No problems" in out
+
+
 def test_ignored_class_is_no_class_without_pixels(root, capsys):
     for kind, array in (("image", np.zeros((4, 6, 3))), ("label", np.arange(24).reshape(4, 6) % 3)):
         Image.fromarray(array.astype(np.uint8)).save(root / f"{kind}.png")

@@ -12,8 +12,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from .build import load_dicts
-from .files import read_image, read_raw_label
-from .labels import count_label
+from .files import Color, read_image, read_palette, read_raw_label
+from .labels import count_label, count_values
 from .metadata import check_metadata, get_ignore_label
 
 # At most this many classes without a pixel are named.
@@ -30,11 +30,13 @@ class SampleCheck:
         problems: what is wrong with them, a sentence each.
         classes: (C,) pixels of each class; None if there is no label, or none that can be read.
         ignored: pixels of each ignored value in the label file.
+        palette: colours that the label file gives to the values in it, {} if it gives none.
     """
 
     problems: list[str] = field(default_factory=list)
     classes: np.ndarray | None = None
     ignored: dict[int, int] = field(default_factory=dict)
+    palette: dict[int, Color] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,12 @@ def check_dataset(name: str) -> DatasetCheck:
             # With a single class there is nothing to learn, unless labels that cannot be read have others.
             hopeless = np.count_nonzero(classes) < 2 and not problems
             (problems if hopeless else warnings).append(note)
+    palettes = {s["sem_seg_file_name"]: check.palette for s, check in zip(samples, checks) if check.palette}
+    if note := describe_palettes(palettes):
+        warnings.append(
+            f"{note}: labels are read by their values, so if the colours stand for the classes, the values do not; "
+            "`d2-contrast init` writes label maps by colours"
+        )
     return DatasetCheck(metadata.stuff_classes, samples, checks, problems, warnings)
 
 
@@ -123,12 +131,32 @@ def check_sample(sample: Mapping, metadata: Metadata) -> SampleCheck:
     try:
         label = read_raw_label(label_file)
         check.classes, check.ignored = count_label(label, label_file, metadata)
+        palette = read_palette(label_file)
+        check.palette = {value: palette[value] for value in count_values(label) if value in palette}
     except (OSError, ValueError) as error:
         check.problems.append(str(error))
     if image is not None and label is not None and image.shape[:2] != label.shape:
         sizes = " x ".join(map(str, label.shape)), " x ".join(map(str, image.shape[:2]))
         check.problems.append(f"{label_file}: the label has {sizes[0]} pixels (height x width), its image {sizes[1]}")
     return check
+
+
+def describe_palettes(palettes: Mapping[str, Mapping[int, Color]]) -> str | None:
+    """Say which value has different colours in some label maps, as one that an editor has written with its own palette.
+
+    Args:
+        palettes: the colours of the values in each file, by its path.
+
+    Returns:
+        A sentence without a full stop, or None if every value has one colour.
+    """
+    first: dict[int, tuple[Color, str]] = {}
+    for path, palette in palettes.items():
+        for value, color in palette.items():
+            known, other = first.setdefault(value, (color, path))
+            if known != color:
+                return f"The value {value} is the colour {known} in the palette of {other}, {color} in that of {path}"
+    return None
 
 
 def describe_missing_classes(

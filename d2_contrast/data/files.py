@@ -20,6 +20,9 @@ TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 EIGHT_BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 # Label maps with several channels: how many of them hold the class id; the rest is alpha.
 ID_CHANNELS = {"LA": 1, "PA": 1, "RGB": 3, "RGBA": 3}
+BLACK_AND_WHITE = {0: (0, 0, 0), 1: (255, 255, 255)}
+
+Color = tuple[int, int, int]
 
 
 def limit_pixels(pixels: int) -> None:
@@ -115,13 +118,24 @@ def read_label_colors(file_name: str) -> np.ndarray:
     return colors
 
 
+def read_palette(file_name: str) -> dict[int, Color]:
+    """The colours that a label map with a palette, or of 1 bit, gives to its values; {} if it gives none."""
+    if file_name.lower().endswith(".mat"):
+        return {}
+    with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+        if image.mode == "1":
+            return dict(BLACK_AND_WHITE)
+        flat = image.getpalette("RGB") if image.mode == "P" else None
+    return {i // 3: (flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat or ()), 3)}
+
+
 def pack_colors(colors: np.ndarray) -> np.ndarray:
     """Colours (..., 3) as numbers, 65536 red + 256 green + blue."""
     red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
     return (red << 16) | (green << 8) | blue
 
 
-def color_of(packed: int) -> tuple[int, int, int]:
+def color_of(packed: int) -> Color:
     """The colour that a number of :func:`pack_colors` stands for."""
     return packed >> 16, packed >> 8 & 255, packed & 255
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.files import read_text
+from ..data.files import BLACK_AND_WHITE, Color, read_text
 from ..data.metadata import MAX_ID, is_id
-from .labels import BLACK_AND_WHITE, MAX_VALUES, Color, LabelScan, is_colorful
+from .labels import MAX_VALUES, LabelScan, is_colorful
 
 IGNORED = 255
 RARE = 0.001  # a share of all pixels below which a value without a name may be an accident

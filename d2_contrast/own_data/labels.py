@@ -11,12 +11,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.files import color_of, pack_colors, read_label_colors, read_raw_label
+from ..data.checks import describe_palettes
+from ..data.files import BLACK_AND_WHITE, Color, color_of, pack_colors, read_label_colors, read_palette, read_raw_label
 from ..data.labels import count_values
 from ..data.metadata import MAX_ID, is_id
 
-Color = tuple[int, int, int]
-BLACK_AND_WHITE = {0: (0, 0, 0), 1: (255, 255, 255)}
 MAX_VALUES = 255  # more values mean instances or a picture, not classes
 
 
@@ -102,7 +101,7 @@ def _read(path: Path) -> _Content | str:
     try:
         with Image.open(path) as image:
             mode = image.mode
-            palette = _palette(image) if mode == "P" else BLACK_AND_WHITE if mode == "1" else {}
+        palette = read_palette(str(path))
         if mode in ("RGB", "RGBA"):
             packed = read_colors(path)
             colors = {color_of(value): count for value, count in count_values(packed).items()}
@@ -120,15 +119,8 @@ def _read(path: Path) -> _Content | str:
 
 def _find_difference(contents: Mapping[Path, _Content]) -> list[str]:
     """Say why ids do not have one meaning in all label maps, while colours may; [] if nothing tells so."""
-    first: dict[int, tuple[Color, Path]] = {}
-    for path, content in contents.items():
-        for value, color in content.palette.items():
-            known, other = first.setdefault(value, (color, path))
-            if known != color:
-                return [
-                    f"The value {value} is the colour {known} in the palette of {other} and {color} in that of {path}: "
-                    "colours were taken for the classes"
-                ]
+    if difference := describe_palettes({str(path): content.palette for path, content in contents.items()}):
+        return [f"{difference}: colours were taken for the classes"]
     one_bit = next((path for path, c in contents.items() if c.palette.get(1) == BLACK_AND_WHITE[1]), None)
     white = next((path for path, c in contents.items() if 255 in c.values and not c.palette), None)
     if one_bit and white:
@@ -139,8 +131,3 @@ def _find_difference(contents: Mapping[Path, _Content]) -> list[str]:
 def _as_colors(path: Path, content: _Content) -> _Content:
     colors = {color_of(value): count for value, count in count_values(read_colors(path)).items()}
     return _Content(colors, True, {}, content.size)
-
-
-def _palette(image: Image.Image) -> dict[int, Color]:
-    flat = image.getpalette("RGB") or []
-    return {i: (flat[3 * i], flat[3 * i + 1], flat[3 * i + 2]) for i in range(len(flat) // 3)}
