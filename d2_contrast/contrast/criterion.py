@@ -185,7 +185,7 @@ class MultiScaleContrast(nn.Module):
         losses = {}
         for scale, weight in self.scales.items():
             if scale in self.memories:
-                loss = self._memory(scale).contrast(sets[scale], self.temperature)
+                loss = self._memory(scale).contrast(sets[scale], self.temperature, tf32=self.tf32)
             else:
                 loss = info_nce(sets[scale], None, self.temperature, tf32=self.tf32)
             losses[f"loss_contrast_{scale}"] = factor * self.ms_weight * weight * loss

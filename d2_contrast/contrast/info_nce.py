@@ -38,7 +38,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .anchor_set import AnchorSet, check_sets
 from .device import to_device
@@ -188,8 +187,9 @@ class _InfoNCE(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        if torch.is_grad_enabled():  # the gradients are constants here: derivatives of them would be 0, not an error
+            raise RuntimeError("the contrastive loss has no second derivative: expected create_graph=False")
         gradient, other_gradient = (None if g is None else g * (grad / ctx.temperature) for g in ctx.saved_tensors)
         return gradient, other_gradient, None
 

@@ -19,6 +19,7 @@ from .anchor_set import AnchorSet
 from .balance import choose_positions
 from .distributed import gather_rows, world
 from .info_nce import info_nce
+from .precision import float32_product
 from .sampler import AnchorSampler, resize_labels
 
 __all__ = ["AverageMemory", "ClassRings", "ContrastMemory", "MinedMemory"]
@@ -45,6 +46,7 @@ class ClassRings(nn.Module):
         super().__init__()
         self.register_buffer("vectors", torch.zeros(num_classes, size, dim))
         self.register_buffer("stored", torch.zeros(num_classes, dtype=torch.long))
+        self._overwritten: list[tuple[Tensor, Tensor, Tensor, Tensor]] | None = None
 
     @torch.no_grad()
     def store(self, entries: AnchorSet) -> None:
@@ -57,8 +59,23 @@ class ClassRings(nn.Module):
         turn = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels]
         last = turn >= counts[labels] - size  # if more come than fit, only the last are written
         vectors, labels, turn = vectors[last], labels[last], turn[last]
-        self.vectors[labels, (self.stored[labels] + turn) % size] = vectors.to(self.vectors.dtype)
+        slots = (self.stored[labels] + turn) % size
+        if self._overwritten is not None:
+            self._overwritten.append((labels, slots, self.vectors[labels, slots], counts))
+        self.vectors[labels, slots] = vectors.to(self.vectors.dtype)
         self.stored += counts
+
+    def mark(self) -> None:
+        """From now on keep what is overwritten, so that ``rewind`` can put it back."""
+        self._overwritten = []
+
+    @torch.no_grad()
+    def rewind(self) -> None:
+        """Undo all that was stored since the last ``mark``."""
+        while self._overwritten:
+            labels, slots, vectors, counts = self._overwritten.pop()
+            self.vectors[labels, slots] = vectors
+            self.stored -= counts
 
     def content(self) -> AnchorSet:
         """A copy of all that is stored, sorted by class."""
@@ -98,10 +115,11 @@ class ContrastMemory(nn.Module, ABC):
         """
 
     @abstractmethod
-    def contrast(self, anchors: AnchorSet, temperature: float) -> Tensor:
+    def contrast(self, anchors: AnchorSet, temperature: float, *, tf32: bool = False) -> Tensor:
         """The loss of anchors against the stored vectors, 0 while there are none; then store what ``draw`` noted.
 
         The terms are those of ``supervised_info_nce``, with positives and negatives from the memory alone.
+        ``tf32`` is that of ``MultiScaleContrast``.
         """
 
     def _predict(self, logits: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,16 +207,16 @@ class MinedMemory(ContrastMemory):
         classes, order = (anchors.labels % offset).sort(stable=True)
         return AnchorSet(anchors.vectors[order], classes)
 
-    def contrast(self, anchors: AnchorSet, temperature: float) -> Tensor:
+    def contrast(self, anchors: AnchorSet, temperature: float, *, tf32: bool = False) -> Tensor:
         with torch.autocast(anchors.vectors.device.type, enabled=False):
-            loss = self._contrast(anchors, temperature)
+            loss = self._contrast(anchors, temperature, tf32)
         if self.training:
             for kind, entries in self._seen.items():
                 cast(ClassRings, self.rings[kind]).store(entries)
         self._seen = {}
         return loss
 
-    def _contrast(self, anchors: AnchorSet, temperature: float) -> Tensor:
+    def _contrast(self, anchors: AnchorSet, temperature: float, tf32: bool) -> Tensor:
         contents = [cast(ClassRings, rings).content() for rings in self.rings.values()]
         stored = torch.cat([content.vectors for content in contents])
         labels = torch.cat([content.labels for content in contents])
@@ -208,7 +226,7 @@ class MinedMemory(ContrastMemory):
         if not len(stored):
             return loss
         for label, own in zip(classes.tolist(), vectors.split(counts.tolist())):
-            scores = own @ stored.t() / temperature
+            scores = float32_product(own, stored.t(), tf32) / temperature
             is_positive = labels == label
             positives = self._draw_hardest(-scores.detach(), is_positive.nonzero()[:, 0], self.positives)
             negatives = self._draw_hardest(scores.detach(), (~is_positive).nonzero()[:, 0], self.negatives)
@@ -282,8 +300,8 @@ class AverageMemory(ContrastMemory):
         # The projection of a weighted mean is the weighted mean of the projections.
         return _average(positions, members, project)
 
-    def contrast(self, anchors: AnchorSet, temperature: float) -> Tensor:
-        loss = info_nce(anchors, self.rings.content(), temperature)
+    def contrast(self, anchors: AnchorSet, temperature: float, *, tf32: bool = False) -> Tensor:
+        loss = info_nce(anchors, self.rings.content(), temperature, tf32=tf32)
         if self.training and self._is_new:
             self.rings.store(anchors)
         self._is_new = False
@@ -299,7 +317,7 @@ def _average(positions: Tensor, members: Tensor, project: Project | None = None)
         project: maps means (G, C) to embeddings (G, D).
     """
     with torch.autocast(positions.device.type, enabled=False):
-        totals = members.to(positions.dtype) @ positions
+        totals = float32_product(members.to(positions.dtype), positions)
     weights = members.sum(2)
     labels, images = weights.t().nonzero(as_tuple=True)
     means = totals[images, labels] / weights[images, labels, None]

@@ -22,6 +22,7 @@ from ..contrast.distributed import gather_rows
 from ..modeling import precision
 from ..random_numbers import derive_seed, seed_generators
 from .checkpoint import NonFiniteError
+from .rollback import Rollback
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class TrainStep(SimpleTrainer):
         # Gradients of half precision underflow; those of bfloat16 do not.
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == "float16")
         self.is_updating = False  # weights are changed in part
+        self._rollback = Rollback(model)
         self.batches: list = []
         self.random_key = random_key
         self.skipped = self._skipped_in_row = 0
@@ -103,9 +105,37 @@ class TrainStep(SimpleTrainer):
             NonFiniteError: a loss or a gradient is not finite, in any process; weights are as before. All processes
                 raise it. ``non_finite`` says which steps are skipped instead.
         """
-        statistics = self._running_statistics() if self.non_finite.action == "skip" else None
-        self.batches, data_time = [], 0.0
+        self.batches = []
         self.optimizer.zero_grad()
+        self._rollback.mark()
+        try:
+            losses, data_time = self._backward()
+            shared = self._share(losses, data_time)
+            if not all(math.isfinite(value) for numbers in shared for value in numbers.values()):
+                own = {name: shared[comm.get_rank()][name] for name in losses}
+                problem, ranks = find_problem(comm.all_gather(self._report(own)))
+                if problem:
+                    self._count_non_finite(problem, ranks)
+                    self._rollback.undo()
+                    return
+        except BaseException:
+            self._rollback.undo()  # so that what is saved then is the last complete step
+            raise
+        self._skipped_in_row = 0
+        self._write(shared, list(losses))
+        self.grad_scaler.unscale_(self.optimizer)  # before the optimizer clips them
+        self.is_updating = True
+        self.grad_scaler.step(self.optimizer)
+        self.is_updating = False
+        self.grad_scaler.update()
+
+    def _backward(self) -> tuple[dict[str, torch.Tensor], float]:
+        """Take the batches of a step and add up their gradients.
+
+        Returns:
+            The mean of each loss, and the seconds that the batches were waited for.
+        """
+        data_time = 0.0
         means: dict[str, torch.Tensor] = defaultdict(float)
         for i in range(self.accumulation_steps):
             start = time.perf_counter()
@@ -126,20 +156,7 @@ class TrainStep(SimpleTrainer):
                 self.grad_scaler.scale(loss).backward()
             for name, value in losses.items():
                 means[name] += value.detach() / self.accumulation_steps
-        shared = self._share(means, data_time)
-        if not all(math.isfinite(value) for numbers in shared for value in numbers.values()):
-            own = {name: shared[comm.get_rank()][name] for name in means}
-            problem, ranks = find_problem(comm.all_gather(self._report(own)))
-            if problem:
-                self._skip_or_stop(problem, ranks, statistics)
-                return
-        self._skipped_in_row = 0
-        self._write(shared, list(means))
-        self.grad_scaler.unscale_(self.optimizer)  # before the optimizer clips them
-        self.is_updating = True
-        self.grad_scaler.step(self.optimizer)
-        self.is_updating = False
-        self.grad_scaler.update()
+        return means, data_time
 
     def infinite_gradients(self) -> list[str]:
         """Names of the parameters whose gradient is not finite.
@@ -177,21 +194,17 @@ class TrainStep(SimpleTrainer):
             report["files"] = batch_files(self.batches)
         return report
 
-    def _skip_or_stop(self, problem: str, ranks: list[int], statistics: dict[str, torch.Tensor] | None) -> None:
+    def _count_non_finite(self, problem: str, ranks: list[int]) -> None:
+        """Count a step with a number that is not finite as skipped, or stop."""
         self._skipped_in_row += 1
         sentence = f"Not finite in iteration {self.iter}: {problem}"
-        if statistics is None:
+        if self.non_finite.action == "stop":
             raise NonFiniteError(sentence, ranks)
-        for name, value in self._running_statistics(copy=False).items():
-            value.copy_(statistics[name])
         if self._skipped_in_row >= self.non_finite.max_in_row:
             raise NonFiniteError(f"{sentence}; so it was in {self._skipped_in_row} steps in a row", ranks)
         self.skipped += 1
         logger.warning("%s. The step is skipped, %d so far", sentence, self.skipped)
         get_event_storage().put_scalar("skipped_steps", self.skipped, smoothing_hint=False)
-
-    def _running_statistics(self, copy: bool = True) -> dict[str, torch.Tensor]:
-        return {name: value.clone() if copy else value for name, value in self.model.named_buffers()}
 
     def _write(self, shared: list[dict[str, float]], names: list[str]) -> None:
         """Log the means over all processes, and the time that the slowest waited for its data."""

@@ -156,9 +156,11 @@ def _jaccard_steps(is_label: Tensor, counts: Tensor) -> Tensor:
     """How much each wrong pixel of a sorted list (P,) adds to the Jaccard loss of a class (Eq. 9)."""
     seen = is_label.cumsum(0)  # in whole numbers: exact
     total = seen[-1]
-    others = counts.cumsum(0) - seen
-    loss = 1.0 - (total - seen) / (total + others)
-    return loss.diff(prepend=loss.new_zeros(1))
+    union = total + counts.cumsum(0) - seen
+    # The differences of the losses 1 - (total - seen) / union, worked out: those of numbers in float32 would be rounded
+    # by as much as a step has where there are millions of pixels.
+    of_other = (total - seen) / union / (union - 1)
+    return torch.where(is_label, 1 / union, of_other) * counts
 
 
 @PIXEL_LOSS_REGISTRY.register()

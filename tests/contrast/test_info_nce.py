@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from products import FULL, TF32, PrecisionOfProducts
 
 from d2_contrast.contrast import AnchorSet, supervised_info_nce
 from d2_contrast.contrast.info_nce import info_nce
@@ -370,21 +370,6 @@ print(peak() - before)
     assert float(done.stdout) < 100
 
 
-class PrecisionOfProducts(TorchDispatchMode):
-    """The precision that products of float32 have on a GPU while operators that multiply run."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "baddbmm", "baddbmm_"):
-            gpu = torch.backends.cuda.matmul
-            newer = hasattr(gpu, "fp32_precision")
-            self.seen.add(gpu.fp32_precision if newer else torch.get_float32_matmul_precision())
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("tf32", [False, True])
 @pytest.mark.parametrize("outside", ["highest", "high", "medium"])
 def test_products_are_in_float32_whatever_torch_is_set_to(outside, tf32):
@@ -403,5 +388,27 @@ def test_products_are_in_float32_whatever_torch_is_set_to(outside, tf32):
         assert torch.get_float32_matmul_precision() == outside
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert products.seen <= ({"tf32", "high"} if tf32 else {"ieee", "none", "highest"}) and products.seen
+    assert products.seen <= (TF32 if tf32 else FULL) and products.seen
     assert [x.item() for x in results] == [x.item() for x in expected]
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="a switch of torch 2.9")
+@pytest.mark.parametrize("tf32", [False, True])
+def test_switches_of_torch_follow_others_as_before(tf32):
+    """A switch that nobody has set reads as the one above it, and is not set to that afterwards."""
+    switches = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    torch.backends.fp32_precision = "tf32"
+    try:
+        info_nce(AnchorSet(F.normalize(torch.randn(60, 8), dim=1), torch.arange(60) // 10), None, 0.1, tf32=tf32)
+        assert [switch.fp32_precision for switch in switches] == ["tf32", "tf32"]
+        torch.backends.fp32_precision = "ieee"
+        assert [switch.fp32_precision for switch in switches] == ["ieee", "ieee"]
+    finally:
+        torch.backends.fp32_precision = "none"
+
+
+def test_there_is_no_second_derivative():
+    z = F.normalize(torch.randn(20, 8), dim=1).requires_grad_()
+    loss = supervised_info_nce(z, torch.arange(20) % 4) + z.square().sum()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, z, create_graph=True)

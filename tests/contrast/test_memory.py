@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from processes import run_in_two_processes
+from products import FULL, TF32, PrecisionOfProducts
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -276,6 +277,48 @@ def test_a_batch_is_contrasted_with_earlier_ones(kind):
     assert all(not buffer.requires_grad for buffer in branch.buffers())
     branch.losses(anchors)  # without anything new to store
     assert after == [len(rings.content().labels) for rings in rings_of(branch)]
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("outside", ["highest", "high"])
+@pytest.mark.parametrize("kind", ["pixels", "averages"])
+def test_products_are_in_float32_whatever_torch_is_set_to(kind, outside, tf32):
+    """With tf32 those of scores and their gradients are not; means of regions always are."""
+    memory = make_memory(kind)
+    criterion = MultiScaleContrast(
+        {"p2": 1.0}, memories={"p2": memory}, sampler=AnchorSampler(min_per_group=1), tf32=tf32
+    )
+    features, labels, logits = make_batch()
+    criterion(features, labels, logits=logits)
+    features["p2"].requires_grad_()
+    torch.set_float32_matmul_precision(outside)
+    try:
+        with PrecisionOfProducts() as products:
+            sets = criterion.draw(features, labels, logits=logits)
+        assert products.seen <= FULL
+        with PrecisionOfProducts() as products:
+            loss = criterion.terms(sets)["loss_contrast_p2"]
+            loss.backward(inputs=sets["p2"].vectors)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert products.seen <= (TF32 if tf32 else FULL) and products.seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [2, 20])
+def test_rewinding_undoes_all_that_was_stored_since_the_mark(kind, size):
+    branch = make_branch(kind, size=size)
+    for seed in range(6):
+        if seed == 3:
+            before = copy.deepcopy(branch.state_dict())
+            for rings in rings_of(branch):
+                rings.mark()
+        features, labels, logits = make_batch(seed)
+        branch(features, labels, logits=logits)
+    for rings in rings_of(branch):
+        assert not torch.equal(rings.stored, before[next(n for n in before if n.endswith("stored"))])
+        rings.rewind()
+    torch.testing.assert_close(branch.state_dict(), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

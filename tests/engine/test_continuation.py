@@ -1,5 +1,6 @@
 """A run that was interrupted ends as it would have ended without."""
 
+import itertools
 import shutil
 import time
 from argparse import Namespace
@@ -122,6 +123,31 @@ def test_workers_make_no_difference_and_what_is_not_restored_does(interrupted, m
 
         monkeypatch.setattr(Trainer, "_go_on_in_data", restore_in_part)
         assert len(compare(13)) > 50, part
+
+
+def test_a_run_that_fails_within_a_step(make_cfg, tmp_path):
+    """What the forward passes of that step have changed is not in the checkpoint: statistics, memory."""
+    options = flat(RANDOM | LENGTH | CASES["memory"] | {"SOLVER.ACCUMULATION_STEPS": 2, "SOLVER.CHECKPOINT_PERIOD": 9})
+    Trainer(make_cfg(*options)).train()
+    whole, folder = tmp_path / "whole", tmp_path / "output"
+    folder.rename(whole)
+    trainer = Trainer(make_cfg(*options))
+    model = trainer._trainer.model
+    forward, passes = model.forward, itertools.count(1)
+
+    def fail(batch):
+        losses = forward(batch)
+        if next(passes) == 2 * 2 + 2:  # the second batch of the third iteration
+            raise RuntimeError("a fault after the losses")
+        return losses
+
+    model.forward = fail
+    with pytest.raises(RuntimeError, match="a fault after the losses"):
+        trainer.train()
+    assert (folder / "last_checkpoint").read_text() == "model_0000001.pth"
+    go_on(make_cfg(*options, resume=True))
+    # The log has another line, of the last complete step.
+    assert [found for found in find_differences(folder, whole) if not found.startswith("log: ")] == []
 
 
 def test_a_run_that_is_killed_again_and_again(tmp_path):

@@ -116,6 +116,26 @@ def test_lovasz_softmax(seed):
     assert LovaszSoftmax()(logits, targets).item() == pytest.approx(lovasz(*pixels(logits, targets)), rel=1e-5)
 
 
+def test_lovasz_gradient_of_many_pixels():
+    """A step along the sorted errors is about 1 over the number of pixels, near the rounding of a loss in float32."""
+    generator = torch.Generator().manual_seed(0)
+    targets = (torch.rand(1, 700, 700, generator=generator) < 0.3).long()
+    logits = torch.randn(1, 2, 700, 700, generator=generator).requires_grad_()
+    LovaszSoftmax()(logits, targets).backward()
+    # The derivative by an error is its step of the Jaccard loss; p (1 - p) is that of an error by a logit.
+    p, t = pixels(logits, targets)
+    expected = np.zeros(len(t))
+    for c in (0, 1):
+        error = np.abs((t == c) - p[:, c])
+        order = np.argsort(-error, kind="stable")
+        seen = np.cumsum(t[order] == c)
+        loss = 1 - (seen[-1] - seen) / (seen[-1] + np.arange(1, len(t) + 1) - seen)
+        sign = np.where(t == c, -1, 1) * (1 if c else -1)  # of a larger logit of class 1
+        expected[order] += (np.diff(loss, prepend=0.0) * sign[order]) / 2
+    expected *= p[:, 0] * p[:, 1]
+    np.testing.assert_allclose(logits.grad[0, 1].flatten().numpy(), expected, rtol=2e-3, atol=1e-13)
+
+
 def test_lovasz_softmax_leaves_out_absent_classes_and_is_the_jaccard_loss_of_hard_predictions():
     targets = torch.tensor([[[0, 0, 0, 1, 1, 1, 1, IGNORE]]])
     predicted = torch.tensor([[[0, 0, 1, 1, 1, 1, 2, 3]]])
