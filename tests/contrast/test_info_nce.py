@@ -397,6 +397,8 @@ def test_products_are_in_float32_whatever_torch_is_set_to(outside, tf32):
 def test_switches_of_torch_follow_others_as_before(tf32):
     """A switch that nobody has set reads as the one above it, and is not set to that afterwards."""
     switches = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    for switch in switches:
+        switch.fp32_precision = "none"
     torch.backends.fp32_precision = "tf32"
     try:
         info_nce(AnchorSet(F.normalize(torch.randn(60, 8), dim=1), torch.arange(60) // 10), None, 0.1, tf32=tf32)
