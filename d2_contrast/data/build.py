@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..arrivals import arrive
-from ..random_numbers import derive_seed
 from .class_frequencies import count_label_pixels, repeat_factors
 from .mapper import SemSegMapper
 from .metadata import shown
-from .stream import SUBSET, SampleStream
+from .stream import SampleStream
 
 SAMPLERS = (
     "TrainingSampler",
@@ -55,7 +54,8 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
         SemSegMapper(cfg, is_train=True),
         batch_size=images // processes,
         seed=seed,
-        repeats=count_repeats(cfg, datasets, seed),
+        repeats=count_repeats(cfg, datasets),
+        subset=count_subset(cfg, datasets),
     )
     return build_detection_train_loader(
         stream,
@@ -66,7 +66,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     )
 
 
-def count_repeats(cfg: CfgNode, datasets: Mapping[str, Sequence[dict]], seed: int) -> Tensor:
+def count_repeats(cfg: CfgNode, datasets: Mapping[str, Sequence[dict]]) -> Tensor:
     """How often each image comes in an epoch: (N,), by DATALOADER.SAMPLER_TRAIN, which names samplers of Detectron2.
 
     Those that balance classes go by the label maps, with ``DATALOADER.REPEAT_THRESHOLD`` and, where Detectron2 has it,
@@ -75,7 +75,6 @@ def count_repeats(cfg: CfgNode, datasets: Mapping[str, Sequence[dict]], seed: in
     Args:
         cfg: the config.
         datasets: dicts of each dataset, by name, N in all.
-        seed: of the subset that "RandomSubsetTrainingSampler" takes.
 
     Raises:
         ValueError: there is no such sampler, or it leaves no image.
@@ -91,15 +90,25 @@ def count_repeats(cfg: CfgNode, datasets: Mapping[str, Sequence[dict]], seed: in
     if sampler in ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"):
         weights = dict(cfg.DATASETS.get("TRAIN_REPEAT_FACTOR", ()))
         repeats = repeats * torch.cat([torch.full((len(d),), weights.get(name, 1.0)) for name, d in datasets.items()])
-    if sampler == "RandomSubsetTrainingSampler":
-        generator = torch.Generator().manual_seed(derive_seed(seed, SUBSET))
-        size = int(len(repeats) * cfg.DATALOADER.get("RANDOM_SUBSET_RATIO", 1.0))
-        repeats[torch.randperm(len(repeats), generator=generator)[size:]] = 0
     if not repeats.sum():
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN {sampler} leaves none of the {len(repeats)} images")
     if (repeats != 1).any():
         logger.info("%s: %d images become %.1f per epoch", sampler, len(repeats), float(repeats.sum()))
     return repeats
+
+
+def count_subset(cfg: CfgNode, datasets: Mapping[str, Sequence[dict]]) -> int | None:
+    """How many images "RandomSubsetTrainingSampler" takes of those of all datasets; None for another sampler.
+
+    Raises:
+        ValueError: it takes none.
+    """
+    if cfg.DATALOADER.SAMPLER_TRAIN != "RandomSubsetTrainingSampler":
+        return None
+    ratio, images = cfg.DATALOADER.get("RANDOM_SUBSET_RATIO", 1.0), sum(map(len, datasets.values()))
+    if not (subset := int(images * ratio)):
+        raise ValueError(f"DATALOADER.RANDOM_SUBSET_RATIO {ratio} leaves none of the {images} images")
+    return subset
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:

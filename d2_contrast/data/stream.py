@@ -23,7 +23,7 @@ class SampleStream(IterableDataset):
     of a job take turns: their joint batch holds the same samples, however many they are.
 
     Attributes:
-        seed: of the order and of the augmentation.
+        seed: of the order, of the augmentation and of the subset.
         start: the first position, 0 or more: how many samples all processes together have seen before.
     """
 
@@ -35,6 +35,7 @@ class SampleStream(IterableDataset):
         batch_size: int,
         seed: int,
         repeats: Tensor | None = None,
+        subset: int | None = None,
     ):
         """
         Args:
@@ -44,15 +45,26 @@ class SampleStream(IterableDataset):
             seed: the same in all processes, 0 or more.
             repeats: (N,) how often a sample comes in an epoch, 0 or more. Fractions are rounded at random, anew in
                 each epoch. None: once.
+            subset: how many samples, which the seed chooses, come at all. None: all.
         """
         self.samples = DatasetFromList(list(samples), copy=False)  # which workers share
         self.mapper = mapper
         self.batch_size = batch_size
         self.seed = seed
         self.start = 0
-        self.repeats = torch.ones(len(self.samples)) if repeats is None else repeats
-        self._is_whole = torch.equal(self.repeats, self.repeats.floor())
+        self._repeats = torch.ones(len(self.samples)) if repeats is None else repeats
+        self._is_whole = torch.equal(self._repeats, self._repeats.floor())
+        self._subset = subset
         self._rank, self._processes = comm.get_rank(), comm.get_world_size()
+
+    @property
+    def repeats(self) -> Tensor:
+        """(N,), how often a sample comes in an epoch on average."""
+        if self._subset is None:
+            return self._repeats
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, SUBSET))
+        left_out = torch.randperm(len(self._repeats), generator=generator)[self._subset :]
+        return self._repeats.index_fill(0, left_out, 0)
 
     def epoch(self, number: int) -> Tensor:
         """The order of an epoch: indices of samples."""
@@ -77,9 +89,10 @@ class SampleStream(IterableDataset):
     def _round(self, number: int) -> tuple[Tensor, torch.Generator]:
         """How often each sample comes in an epoch, and what draws the rest of its random numbers."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, ORDER, number))
-        whole = self.repeats.floor()
+        repeats = self.repeats
+        whole = repeats.floor()
         if not self._is_whole:
-            whole += torch.rand(len(whole), generator=generator) < self.repeats - whole
+            whole += torch.rand(len(whole), generator=generator) < repeats - whole
         return whole.long(), generator
 
     def _find_epoch(self) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
@@ -14,18 +14,30 @@ def build_average(cfg: CfgNode, model: nn.Module) -> AveragedModel | None:
     """Build the average of ``model`` that SOLVER.EMA asks for, None if it is off."""
     if not cfg.SOLVER.EMA.ENABLED:
         return None
+    mix = get_ema_multi_avg_fn(cfg.SOLVER.EMA.DECAY)
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+        """Tensors of one type. What is no average is copied: torch would round counters and indices down."""
+        if averages[0].is_floating_point():
+            mix(averages, values, count)
+            return
+        for average, value in zip(averages, values):
+            average.copy_(value)
+
     # Buffers too: running statistics of batch norm belong to the weights that they were measured with.
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.SOLVER.EMA.DECAY), use_buffers=True)
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 class UpdateAverage(HookBase):
-    """Take the weights of ``model`` into ``average`` after every step; the first step sets it."""
+    """Take the weights of ``model`` into ``average`` after every step that was not skipped; the first sets it."""
 
     def __init__(self, average: AveragedModel, model: nn.Module):
         self.average, self.model = average, model
 
     def after_step(self) -> None:
-        self.average.update_parameters(self.model)
+        if not self.trainer._trainer.is_skipped:
+            self.average.update_parameters(self.model)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def find_unused_parameters(cfg: CfgNode, model: nn.Module) -> list[str]:
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     devices = [torch.cuda.current_device()] if cfg.MODEL.DEVICE.startswith("cuda") else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), EventStorage():  # schedules of the losses ask for the iteration
         losses = model([{**sample, "height": height, "width": width}])
         gradients = torch.autograd.grad(sum(losses.values()), list(parameters.values()), allow_unused=True)
     for name, buffer in buffers.items():

@@ -57,6 +57,7 @@ class TrainStep(SimpleTrainer):
         batches: those of the current or the last step.
         random_key: two integers that the random numbers of the steps follow from, see __init__; None for none.
         skipped: how many steps were skipped because something was not finite.
+        is_skipped: whether the last step was.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class TrainStep(SimpleTrainer):
         self.batches: list = []
         self.random_key = random_key
         self.skipped = self._skipped_in_row = 0
+        self.is_skipped = False
 
     def run_step(self) -> None:
         """Take ``accumulation_steps`` batches and step the optimizer once; write the mean of each loss.
@@ -117,11 +119,12 @@ class TrainStep(SimpleTrainer):
                 if problem:
                     self._count_non_finite(problem, ranks)
                     self._rollback.undo()
+                    self.is_skipped = True
                     return
         except BaseException:
             self._rollback.undo()  # so that what is saved then is the last complete step
             raise
-        self._skipped_in_row = 0
+        self._skipped_in_row, self.is_skipped = 0, False
         self._write(shared, list(losses))
         self.grad_scaler.unscale_(self.optimizer)  # before the optimizer clips them
         self.is_updating = True
@@ -232,14 +235,22 @@ class TrainStep(SimpleTrainer):
         return {**state, "parameters": self.parameter_names(), "skipped": [self.skipped, self._skipped_in_row]}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load what the optimizer keeps of each parameter, by its name; its hyperparameters stay as they were built."""
+        """Load what the optimizer keeps of each parameter, by its name; its hyperparameters stay as they were built.
+
+        What has the shape of a parameter gets its strides, too, which MODEL.CHANNELS_LAST may have changed: fused
+        optimizers go through the memory of both side by side.
+        """
         ours = self.optimizer.state_dict()
         theirs = state_dict["optimizer"]["state"]
         # Older checkpoints have no names: their order was this one.
         indices = {name: i for i, name in enumerate(chain(*state_dict.get("parameters", self.parameter_names())))}
         found = {i: theirs.get(indices[name]) for i, name in enumerate(chain(*self.parameter_names()))}
-        ours["state"] = {i: state for i, state in found.items() if state is not None}
+        ours["state"] |= {i: state for i, state in found.items() if state is not None}
         super().load_state_dict({**state_dict, "optimizer": ours})
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         if state_dict["grad_scaler"]:  # empty if the run did not scale its loss so far
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.skipped, self._skipped_in_row = state_dict.get("skipped", (0, 0))

@@ -12,7 +12,7 @@ from detectron2.data import build_detection_train_loader
 from detectron2.utils import comm
 
 from d2_contrast.data import SampleStream
-from d2_contrast.data.build import SAMPLERS, count_repeats
+from d2_contrast.data.build import SAMPLERS, count_repeats, count_subset
 
 REPEATS = torch.tensor([1.0, 2.5, 0.25, 3.0, 1.0, 0.0, 1.0])
 
@@ -22,8 +22,10 @@ def draw(sample: dict) -> tuple:
     return sample["index"], random.random(), np.random.random(), torch.rand(()).item()
 
 
-def stream(start: int = 0, seed: int = 0, repeats=REPEATS, mapper=draw) -> SampleStream:
-    samples = SampleStream([{"index": i} for i in range(7)], mapper, batch_size=3, seed=seed, repeats=repeats)
+def stream(start: int = 0, seed: int = 0, repeats=REPEATS, mapper=draw, **options) -> SampleStream:
+    samples = SampleStream(
+        [{"index": i} for i in range(7)], mapper, batch_size=3, seed=seed, repeats=repeats, **options
+    )
     samples.start = start
     return samples
 
@@ -90,6 +92,15 @@ def test_samples_that_cannot_be_used_are_replaced():
         next(iter(stream(mapper=lambda sample: None)))
 
 
+def test_the_seed_chooses_the_subset():
+    """Also a seed that is set later, as that of a run that goes on."""
+    first, other = (stream(subset=3, seed=seed, repeats=None) for seed in (0, 1))
+    chosen, others = ({sample[0] for sample in islice(samples, 60)} for samples in (first, other))
+    assert len(chosen) == len(others) == 3 and chosen != others
+    other.seed = first.seed
+    assert list(islice(other, 60)) == list(islice(first, 60))
+
+
 def test_samplers_of_detectron2():
     cfg = get_cfg()
     datasets = {"a": [{}] * 6, "b": [{}] * 4}
@@ -98,14 +109,16 @@ def test_samplers_of_detectron2():
         cfg[section][key_name] = key
     counted = {}
     for cfg.DATALOADER.SAMPLER_TRAIN in SAMPLERS[0], SAMPLERS[2], SAMPLERS[3]:
-        counted[cfg.DATALOADER.SAMPLER_TRAIN] = count_repeats(cfg, datasets, seed=0).tolist()
+        counted[cfg.DATALOADER.SAMPLER_TRAIN] = count_repeats(cfg, datasets).tolist()
     assert counted["TrainingSampler"] == [1.0] * 10
     assert counted["WeightedTrainingSampler"] == [1.0] * 6 + [2.5] * 4
-    assert sorted(counted["RandomSubsetTrainingSampler"]) == [0.0] * 5 + [1.0] * 5
-    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.05
+    assert counted["RandomSubsetTrainingSampler"] == [1.0] * 10
+    assert count_subset(cfg, datasets) is None
     cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
-    with pytest.raises(ValueError, match="leaves none of the 10 images"):
-        count_repeats(cfg, datasets, seed=0)
+    assert count_subset(cfg, datasets) == 5
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.05
+    with pytest.raises(ValueError, match="RANDOM_SUBSET_RATIO 0.05 leaves none of the 10 images"):
+        count_subset(cfg, datasets)
     cfg.DATALOADER.SAMPLER_TRAIN = "Sampler"
     with pytest.raises(ValueError, match="SAMPLER_TRAIN is 'Sampler': expected one of TrainingSampler"):
-        count_repeats(cfg, datasets, seed=0)
+        count_repeats(cfg, datasets)

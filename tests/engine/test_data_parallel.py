@@ -94,6 +94,12 @@ def test_trying_changes_nothing():
         assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("key", ["WARMUP_ITERS", "DECAY_ITERS"])
+def test_trying_losses_that_have_a_schedule(key):
+    options = {**PLAIN, "MODEL__CONTRAST__ENABLED": True, f"MODEL__CONTRAST__{key}": 3}
+    assert find_unused_parameters(small_config(SWIN, **options), small_model(SWIN, **options)) == []
+
+
 def test_fewer_processes_take_a_batch_in_parts():
     """16 images a step, at most 3 for a process: (images in a batch, batches in a step) by the number of processes."""
     expected = {8: (16, 2), 4: (8, 4), 2: (4, 8), 1: (2, 16)}

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from detectron2.layers import get_norm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -78,3 +79,87 @@ def test_gradients_are_clipped(clip_type, bias, table, amp_dtype):
     torch.testing.assert_close(
         before.relative_position_bias_table - network.relative_position_bias_table, torch.tensor(table)
     )
+
+
+class Conv(nn.Module):
+    """Its gradients overflow in float16 in the first steps, as those of a large loss do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3)
+
+    def forward(self, images):
+        return {"loss": 100 * self.conv(images).square().mean()}
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_float16_that_overflows_at_first_leaves_no_trace(name):
+    """Moments afterwards are those of a run that begins with the first step that is taken."""
+    cfg = default_config()
+    cfg.merge_from_list(["SOLVER.OPTIMIZER", name, "SOLVER.BASE_LR", 0.01])
+    torch.manual_seed(0)
+    images, model = torch.randn(2, 8, 6, 6), Conv()
+    outcomes = []
+    for scale in (2.0**20, 2.0**6):
+        network = copy.deepcopy(model)
+        step = TrainStep(network, [images] * 30, build_optimizer(cfg, network), amp_dtype="float16")
+        step.grad_scaler._init_scale = scale
+        garbage = [torch.full_like(p, 1e30) for p in network.parameters() for _ in range(4)]
+        del garbage  # what memory that nobody has set may hold
+        with EventStorage():
+            for step.iter in range(30):
+                step.run_step()
+                if not torch.equal(network.conv.weight, model.conv.weight):
+                    break
+        outcomes.append((step.iter, step.optimizer.state_dict()["state"]))
+    (skipped, late), (taken, early) = outcomes
+    assert skipped > 0 and taken == 0
+    torch.testing.assert_close(late, early, rtol=2e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_moments_have_the_layout_of_their_parameters(name):
+    """A run that goes on with MODEL.CHANNELS_LAST turned on steps as it would have without."""
+    cfg = default_config()
+    cfg.merge_from_list(["SOLVER.OPTIMIZER", name, "SOLVER.BASE_LR", 0.01])
+    torch.manual_seed(0)
+    images, model = torch.randn(2, 8, 6, 6), Conv()
+    step = TrainStep(model, [images] * 2, build_optimizer(cfg, model))
+    with EventStorage():
+        for step.iter in range(2):
+            step.run_step()
+    state, weights = step.state_dict(), copy.deepcopy(model.state_dict())
+    after = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        network = Conv()
+        network.load_state_dict(weights)
+        network.to(memory_format=layout)
+        again = TrainStep(network, [images], build_optimizer(cfg, network))
+        again.load_state_dict(copy.deepcopy(state))
+        with EventStorage():
+            again.iter = 2
+            again.run_step()
+        after.append(network.conv.weight.detach().contiguous())
+    torch.testing.assert_close(*after, rtol=1e-5, atol=1e-6)
+
+
+def test_factors_of_learning_rates_multiply():
+    cfg = default_config()
+    cfg.merge_from_list(["SOLVER.BASE_LR", 0.01, "SOLVER.HEAD_LR_FACTOR", 10.0, "SOLVER.BIAS_LR_FACTOR", 2.0])
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    rates = {names[p]: group["lr"] for group in build_optimizer(cfg, model).param_groups for p in group["params"]}
+    expected = {"backbone.weight": 0.01, "backbone.bias": 0.02, "head.weight": 0.1, "head.bias": 0.2}
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("norm", ["BN", "GN", "LN"])
+def test_norms_have_a_decay_of_their_own(norm):
+    """Whatever class Detectron2 makes of the name in a config."""
+    cfg = default_config()
+    cfg.merge_from_list(["SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_NORM", 0.02])
+    model = nn.ModuleDict({"conv": nn.Conv2d(3, 32, 1), "norm": get_norm(norm, 32)})
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = build_optimizer(cfg, model).param_groups
+    decays = {names[p]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert decays == {"conv.weight": 0.1, "conv.bias": 0.1, "norm.weight": 0.02, "norm.bias": 0.02}
