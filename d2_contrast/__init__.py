@@ -29,9 +29,14 @@ _LAZY = {"Segmentation": "prediction", "Segmentor": "prediction", "add_contrast_
 def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for part in ("modeling", "data"):  # register what a config can ask for
-        import_module(f".{part}", __name__)
+    _register()
     return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def _register() -> None:
+    """Register with Detectron2 what a config can ask for."""
+    for part in ("modeling", "data"):
+        import_module(f".{part}", __name__)
 
 
 def __dir__() -> list[str]:
@@ -41,8 +46,11 @@ def __dir__() -> list[str]:
 def get_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
     """Return a config of this project by its name, such as "shapes/uper_r18_contrast", or of a file by its path.
 
+    What it asks for is registered with Detectron2 then.
+
     Args and Raises as :func:`d2_contrast.config.load_config`, and ImportError where Detectron2 is missing.
     """
+    _register()
     from .config import load_config
 
     return load_config(name, overrides)

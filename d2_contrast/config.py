@@ -154,22 +154,35 @@ def _rename_old_keys(loaded: dict, where: str) -> None:
 def add_contrast_config(cfg: CN) -> None:
     """Add this project's keys to ``cfg``, which holds Detectron2's; and those of its DeepLab project if need be.
 
-    No value that ``cfg`` has changes: configs of another project mean what they meant.
+    No value that ``cfg`` has changes: configs of another project mean what they meant, also where it has keys of the
+    same name.
     """
     if "POLY_LR_POWER" not in cfg.SOLVER:
         add_deeplab_config(cfg)
-    _add_model(cfg)
-    _add_contrast(cfg)
-    _add_backbones(cfg)
-    _add_heads(cfg)
-    _add_input(cfg)
-    _add_solver(cfg)
-    _add_test(cfg)
-    _add_visualize(cfg)
-    _add_wandb(cfg)
-    _add_processes(cfg)
+    ours = cfg.clone()
+    _add_model(ours)
+    _add_contrast(ours)
+    _add_backbones(ours)
+    _add_heads(ours)
+    _add_input(ours)
+    _add_solver(ours)
+    _add_test(ours)
+    _add_visualize(ours)
+    _add_wandb(ours)
+    _add_processes(ours)
+    _add_missing(cfg, ours)
     for old, new in RENAMED.items():
-        cfg.register_renamed_key(old, new)
+        if not cfg.key_is_renamed(old):
+            cfg.register_renamed_key(old, new)
+
+
+def _add_missing(cfg: CN, others: CN) -> None:
+    """Add the keys of ``others`` that ``cfg`` lacks, section by section."""
+    for key, value in others.items():
+        if key not in cfg:
+            setattr(cfg, key, value)
+        elif isinstance(value, CN):
+            _add_missing(cfg[key], value)
 
 
 def _add_model(cfg: CN) -> None:

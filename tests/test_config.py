@@ -116,6 +116,13 @@ def test_keys_are_added_without_a_change_of_others():
     with_deeplab.SOLVER.POLY_LR_POWER = 0.5
     add_contrast_config(with_deeplab)
     assert with_deeplab.SOLVER.POLY_LR_POWER == 0.5
+    with_others = plain.clone()
+    with_others.SOLVER.OPTIMIZER = "ADAM"
+    with_others.MODEL.SWIN = CfgNode({"EMBED_DIM": 128, "APE": False})
+    for _ in range(2):
+        add_contrast_config(with_others)
+        assert with_others.SOLVER.OPTIMIZER == "ADAM"
+        assert with_others.MODEL.SWIN == {**default_config().MODEL.SWIN, "EMBED_DIM": 128, "APE": False}
 
 
 def test_a_config_as_text(tmp_path):

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,19 @@ def test_names_work_from_any_folder(name):
     expected.merge_from_file(str(CONFIGS / "shapes/uper_r18.yaml"))  # Detectron2's own reading
     assert d2_contrast.get_config(name) == load_config(name) == expected
     assert d2_contrast.get_config(name, ["SEED", 7]).SEED == 7
+
+
+def test_what_a_config_names_is_registered():
+    """By the first call in a new process."""
+    code = """
+import d2_contrast
+d2_contrast.get_config("shapes/uper_r18")
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
+print("shapes_train" in DatasetCatalog, "ContrastiveSegmentor" in META_ARCH_REGISTRY)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True True\n"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("ade20k/", "cadis/", "Base"))])

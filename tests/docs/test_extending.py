@@ -435,6 +435,7 @@ def test_in_panoptic_fpn(folder):
     tiny = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.FPN.OUT_CHANNELS", 16]
     cfg.merge_from_list([*tiny, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3])
     cfg.merge_from_list(["MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16])
+    cfg.MODEL.CONTRAST.DECAY_ITERS = 100  # which asks for the iteration
     torch.manual_seed(0)
     model = build_model(cfg)
     assert type(model).__name__ == "PanopticFPN"

@@ -1,9 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from d2_contrast.config import default_config
-from d2_contrast.engine.averaging import averaged_weights, build_average
+from d2_contrast.engine.averaging import UpdateAverage, averaged_weights, build_average
 
 
 class Indexed(nn.Module):
@@ -48,3 +50,13 @@ def test_what_does_not_change_is_its_own_average(decay):
         average.update_parameters(model)
     assert torch.equal(average.module.index, model.index)
     torch.testing.assert_close(average.module.weight, model.weight)
+
+
+def test_a_skipped_step_is_not_averaged():
+    model = Indexed()
+    average = build(model, 0.75)
+    hook = UpdateAverage(average, model)
+    for is_skipped in (True, False, True):
+        hook.trainer = SimpleNamespace(_trainer=SimpleNamespace(is_skipped=is_skipped))
+        hook.after_step()
+    assert average.n_averaged == 1

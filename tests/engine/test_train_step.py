@@ -110,9 +110,12 @@ def test_skipped_steps_leave_no_trace(value):
     skipping = normalised_step(1.0, value, value, 2.0, value, -3.0, non_finite=NonFinitePolicy("skip", 3))
     plain = normalised_step(*good)
     with EventStorage() as storage:
+        noted = []
         for step, count in ((skipping, 6), (plain, 3)):
             for step.iter in range(count):
                 step.run_step()
+                noted.append(step.is_skipped)
+        assert noted == [False, True, True, False, True, False] + [False] * 3
         assert skipping.skipped == 3 and storage.latest()["skipped_steps"][0] == 3
     torch.testing.assert_close(skipping.model.state_dict(), plain.model.state_dict(), rtol=0, atol=0)
     states = [step.optimizer.state_dict()["state"] for step in (skipping, plain)]
