@@ -150,7 +150,7 @@ def check_temperature(temperature: float) -> None:
 def _sort_by_class(anchor_set: AnchorSet, dtype: torch.dtype) -> tuple[Tensor, dict[int, int]]:
     """The anchors sorted by class, and how many belong to each class."""
     vectors = anchor_set.vectors.to(dtype)
-    labels = anchor_set.labels.cpu()  # if they are on the device it is waited for, here alone
+    labels = anchor_set.labels.to("cpu", torch.long)  # if they are on the device it is waited for, here alone
     if (labels[1:] < labels[:-1]).any():
         labels, order = labels.sort()
         vectors = vectors.index_select(0, to_device(order, vectors.device))

@@ -414,3 +414,10 @@ def test_there_is_no_second_derivative():
     loss = supervised_info_nce(z, torch.arange(20) % 4) + z.square().sum()
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(loss, z, create_graph=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.int16, torch.int32])
+@pytest.mark.parametrize("order", [slice(None), torch.arange(19, -1, -1)], ids=["sorted", "unsorted"])
+def test_labels_of_any_integer_type(dtype, order):
+    z, labels = unit(20, 8), (torch.arange(20) // 5)[order]
+    assert supervised_info_nce(z, labels.to(dtype)) == supervised_info_nce(z, labels)
