@@ -48,7 +48,7 @@ def _own_setting(switch: Any) -> str:
 
 
 def float32_product(a: Tensor, b: Tensor, tf32: bool = False) -> Tensor:
-    """A @ b for (..., m, k) and (..., k, n), by :func:`float32_products` also where gradients are computed."""
+    """The product a @ b of (..., m, k) and (..., k, n), by :func:`float32_products` also for its gradients."""
     return _Product.apply(a, b, tf32)
 
 
