@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
@@ -16,6 +15,7 @@ from torch import Tensor
 from ..arrivals import arrive
 from ..data import check_metadata, load_dicts
 from ..data.datasets.register import datasets_root
+from ..data.files import write_picture
 from ..output import distinct_names
 from .background import Background
 from .confusion_evaluator import predicted_classes
@@ -72,8 +72,7 @@ class SubmissionWriter(DatasetEvaluator):
 
     def _write(self, path: str, sem_seg: Tensor) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        if not cv2.imwrite(path, self.ids[predicted_classes(sem_seg).cpu().numpy()]):
-            raise OSError(f"{path}: cannot write this prediction")
+        write_picture(path, self.ids[predicted_classes(sem_seg).cpu().numpy()])
 
     def evaluate(self) -> OrderedDict:
         """Say where the files are; there is no figure to compute.

@@ -340,11 +340,12 @@ def test_images_by_a_list(root, where):
             "list.txt, line 2: expected the path of an image, or that and the path of its label",
         ),
         ("0.jpg\ta.png\n", {"labels": None}, "list.txt, line 1: expected the path of an image, found"),
+        ("0.jpg\ngr\udcfcn.jpg\n", {}, "list.txt, line 2: .* is not UTF-8, and there is no file of this name: save"),
     ],
 )
 def test_lists_that_are_wrong(root, text, changes, message):
     if text is not None:
-        (root / "list.txt").write_text(text)
+        (root / "list.txt").write_text(text, "utf-8", "surrogateescape")
     register_folders([entry(changes, files="list.txt")])
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         DatasetCatalog.get("garden")
