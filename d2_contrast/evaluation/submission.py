@@ -27,8 +27,8 @@ class SubmissionWriter(DatasetEvaluator):
     """Write the prediction of every image of an unlabelled dataset as a PNG file of the benchmark's own class ids.
 
     The file of ``.../sub/name.jpg`` is ``submission/sub/name.png`` in ``output_dir``, single-channel, with the image's
-    size: paths are kept below the folder of the images (``images_folder`` in the metadata, as for DATASETS.FOLDERS, or
-    the deepest folder that all images share). Images that differ in their suffix alone keep it: ``name.jpg.png``.
+    size: paths are kept below the folder of the images (``images_folder`` in the metadata, as for DATASETS.FOLDERS), or
+    the deepest folder that it and all images share. Images that differ in their suffix alone keep it: ``name.jpg.png``.
     """
 
     def __init__(self, dataset_name: str, output_dir: str):
@@ -91,9 +91,9 @@ class SubmissionWriter(DatasetEvaluator):
 def _relative_paths(file_names: Sequence[str], images_folder: str | None) -> dict[str, str]:
     """Where the prediction of each image goes, below the folder of all predictions."""
     full = {name: os.path.abspath(name) for name in file_names}
-    if images_folder is None:
-        base = os.path.commonpath([os.path.dirname(path) for path in full.values()])
-    else:
-        base = os.path.abspath(datasets_root() / Path(images_folder).expanduser())
+    folders = {os.path.dirname(path) for path in full.values()}
+    if images_folder is not None:
+        folders.add(os.path.abspath(datasets_root() / Path(images_folder).expanduser()))
+    base = os.path.commonpath(folders)  # above all of them, so that no path leads out of it
     names = distinct_names([Path(os.path.relpath(path, base)) for path in full.values()])
     return {file_name: f"{name}.png" for file_name, name in zip(full, names)}

@@ -329,6 +329,16 @@ def test_images_by_a_list(root, where):
     ]
 
 
+def test_files_that_are_the_same_under_two_paths(root):
+    for i, text in enumerate(["0.jpg\n../images/0.jpg\n", "0.jpg\ndeep/er/1.jpg\tdeep/../0.png\n"]):
+        (root / f"list{i}.txt").write_text(text)
+        register_folders([entry(name=f"garden{i}", files=f"list{i}.txt")])
+    with pytest.raises(ValueError, match=r"images/0\.jpg is there twice"):
+        DatasetCatalog.get("garden0")
+    with pytest.raises(ValueError, match=r"0\.jpg and .*1\.jpg would have the same label map"):
+        DatasetCatalog.get("garden1")
+
+
 @pytest.mark.parametrize(
     ("text", "changes", "message"),
     [
