@@ -2,6 +2,7 @@
 
 import dis
 import errno
+import io
 import os
 import re
 import select
@@ -115,11 +116,14 @@ def in_plain_words(claim: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """End the process with exit code 2 and one sentence on stderr where :func:`explain` has one.
 
     With D2_CONTRAST_DEBUG in the environment every exception keeps its traceback. A reader of stdout that has gone, as
-    ``head`` has after its lines, ends the process quietly, with the exit code of other programs.
+    ``head`` has after its lines, ends the process quietly, with the exit code of other programs. What stdout cannot
+    encode is written as escape sequences.
 
     Args:
         claim: returns True to the first of several processes that fail together, which then reports for all.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold any bytes
     try:
         yield
         print(end="", flush=True)

@@ -19,7 +19,7 @@ def write_whole(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
 
     Args:
         path: of the file, in a folder that exists.
-        mode: "wb" or "w", which is UTF-8.
+        mode: "wb" or "w", which is UTF-8 but for other bytes in names of files, which stay as they are.
 
     Raises:
         OSError: it cannot be written; the message names the file and says why.
@@ -27,7 +27,8 @@ def write_whole(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     path = os.fspath(path)
     partial = f"{path}.{os.getpid()}{PARTIAL}"
     try:
-        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+        encoding, errors = (None, None) if "b" in mode else ("utf-8", "surrogateescape")
+        with open(partial, mode, encoding=encoding, errors=errors) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

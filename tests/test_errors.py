@@ -1,3 +1,4 @@
+import io
 import os
 import subprocess
 import sys
@@ -102,6 +103,13 @@ def test_the_process_ends_with_a_sentence(capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended, in_plain_words():
         raise KeyboardInterrupt
     assert ended.value.code == 130
+
+
+def test_what_stdout_cannot_encode_is_written_all_the_same(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8", "strict"))
+    with in_plain_words():
+        print("gr\udcfcn.jpg: grün")  # bytes of a name that are not UTF-8
+    assert sys.stdout.buffer.getvalue().decode() == "gr\\udcfcn.jpg: grün\n"
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

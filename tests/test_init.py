@@ -119,6 +119,17 @@ def test_pairs_that_no_folder_describes(here):
         np.testing.assert_array_equal(label, draw_label(int(image.stem.removeprefix("img_"))))
 
 
+def test_names_that_are_not_utf8(here):
+    """As of files from an archive that an old system has made; Python holds the byte 0xfc so."""
+    write_pairs(here / "beds", "gr\udcfcn_{}.jpg", "gr\udcfcn_{}_mask.png")
+    propose(here / "beds")
+    assert b"gr\xfcn_0.jpg\n" in Path("beds_train.txt").read_bytes() + Path("beds_val.txt").read_bytes()
+    labels = content("beds_train") | content("beds_val")
+    assert len(labels) == 5
+    for image, label in labels.items():
+        np.testing.assert_array_equal(label, draw_label(int(image.stem[-1])))
+
+
 @pytest.mark.parametrize(
     ("size", "count", "crop", "iterations", "windows"),
     [

@@ -56,7 +56,7 @@ class ResizeCropTransform(T.Transform):
         part = Image.fromarray(np.ascontiguousarray(img[y, x]))
         if shape != part.size or box != (0, 0, *part.size):
             part = part.resize(shape, Image.Resampling.BILINEAR, box=box)
-        return self._pad(np.asarray(part), self.image_fill)
+        return self._pad(np.array(part), self.image_fill)  # a copy: Pillow's own array is read-only
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         rows, cols = (

@@ -84,7 +84,8 @@ def count_repeats(cfg: CfgNode, datasets: Mapping[str, Sequence[dict]]) -> Tenso
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN is {sampler!r}: expected one of {', '.join(SAMPLERS)}")
     repeats = torch.ones(sum(map(len, datasets.values())))
     if sampler in ("RepeatFactorTrainingSampler", "WeightedCategoryTrainingSampler"):
-        counts = np.concatenate([count_label_pixels(name, dicts) for name, dicts in datasets.items()])
+        skip = cfg.DATALOADER.ON_ERROR == "skip"
+        counts = np.concatenate([count_label_pixels(name, dicts, skip) for name, dicts in datasets.items()])
         # Keys that are read by get() here are those of newer Detectron2 alone.
         repeats = repeat_factors(counts, cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.get("REPEAT_SQRT", True))
     if sampler in ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"):

@@ -24,7 +24,7 @@ from .metadata import get_ignore_label
 logger = logging.getLogger(__name__)
 
 
-def count_label_pixels(dataset_name: str, dataset_dicts: Sequence[dict]) -> np.ndarray:
+def count_label_pixels(dataset_name: str, dataset_dicts: Sequence[dict], skip: bool = False) -> np.ndarray:
     """Count the pixels of each class in each label map of a dataset.
 
     The result is kept in ``$DETECTRON2_DATASETS/.label_counts`` and found there again as long as the files are the
@@ -33,13 +33,15 @@ def count_label_pixels(dataset_name: str, dataset_dicts: Sequence[dict]) -> np.n
     Args:
         dataset_name: name of the dataset, for its metadata.
         dataset_dicts: its N dicts, each with ``sem_seg_file_name``.
+        skip: count label maps that cannot be used as without pixels, with a warning, and keep no result then, since
+            they may be mended.
 
     Returns:
         (N, number of classes) int64 array; ignored pixels are not counted.
 
     Raises:
         ValueError: a dict has no label.
-        OSError, ValueError: as :func:`~d2_contrast.data.read_label`.
+        OSError, ValueError: as :func:`~d2_contrast.data.read_label`, without ``skip``.
     """
     for sample in dataset_dicts:
         if "sem_seg_file_name" not in sample:
@@ -49,17 +51,19 @@ def count_label_pixels(dataset_name: str, dataset_dicts: Sequence[dict]) -> np.n
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(cache)):
-            if not cache.exists():
-                counts = _count(dataset_name, dataset_dicts)
+            if cache.exists():
+                return np.load(cache)
+            counts, is_whole = _count(dataset_name, dataset_dicts, skip)
+            if is_whole:
                 partial = cache.with_suffix(".partial.npy")
                 np.save(partial, counts)
                 partial.replace(cache)
-            return np.load(cache)
+            return counts
     except OSError as e:
         if not isinstance(e, PermissionError) and e.errno != errno.EROFS:
             raise
         logger.warning("%s cannot be written: labels are counted again in every run", cache.parent)
-        return _count(dataset_name, dataset_dicts)
+        return _count(dataset_name, dataset_dicts, skip)[0]
 
 
 def repeat_factors(counts: np.ndarray, threshold: float, sqrt: bool = True) -> Tensor:
@@ -81,16 +85,32 @@ def repeat_factors(counts: np.ndarray, threshold: float, sqrt: bool = True) -> T
     return factors if sqrt else factors.square()  # which keeps 1 and the order, so that it can be done last
 
 
-def _count(dataset_name: str, dataset_dicts: Sequence[dict]) -> np.ndarray:
+def _count(dataset_name: str, dataset_dicts: Sequence[dict], skip: bool) -> tuple[np.ndarray, bool]:
+    """The pixels of each class in each label map, and whether all of them could be used."""
     metadata = MetadataCatalog.get(dataset_name)
+    errors: list[Exception] = []
     logger.info("Counting the pixels of each class in %d label maps of %s", len(dataset_dicts), dataset_name)
 
     def count(sample: dict) -> np.ndarray:
         label_file = sample["sem_seg_file_name"]
-        return count_label(read_raw_label(label_file), label_file, metadata)[0]
+        try:
+            return count_label(read_raw_label(label_file), label_file, metadata)[0]
+        except (OSError, ValueError) as error:
+            if not skip:
+                raise
+            errors.append(error)
+            return np.zeros(len(metadata.stuff_classes), np.int64)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases Python's lock
-        return np.stack(list(pool.map(count, dataset_dicts)))
+        counts = np.stack(list(pool.map(count, dataset_dicts)))
+    if errors:
+        logger.warning(
+            "%d label maps of %s cannot be used and count as without pixels, one of them: %s",
+            len(errors),
+            dataset_name,
+            errors[0],
+        )
+    return counts, not errors
 
 
 def _fingerprint(dataset_name: str, dataset_dicts: Sequence[dict]) -> str:

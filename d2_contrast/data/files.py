@@ -1,6 +1,7 @@
-"""Reading images, label maps and text from disk, with the values that the files hold."""
+"""Images, label maps and text on disk: reading the values that the files hold, and writing pictures."""
 
 import io
+import os
 import re
 import zlib
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..extras import import_extra
+from ..output import write_whole
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
@@ -140,8 +142,17 @@ def color_of(packed: int) -> Color:
     return packed >> 16, packed >> 8 & 255, packed & 255
 
 
-def read_text(path: Path) -> str:
+def is_utf8(path: str) -> bool:
+    """Whether a path is UTF-8. Other bytes, which names from old archives have, are lone surrogates in Python."""
+    return not re.search("[\ud800-\udfff]", path)
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
     """Read a text file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: of the file.
+        errors: "surrogateescape" takes other bytes for those of file names, as Python does.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -153,10 +164,26 @@ def read_text(path: Path) -> str:
         raise FileNotFoundError(f"there is no file {path}")
     data = path.read_bytes()
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig", errors)
     except UnicodeDecodeError as e:
         line = data.count(b"\n", 0, e.start) + 1
         raise ValueError(f"{path}, line {line}: byte {data[e.start]:#04x} is not UTF-8: save the file as UTF-8") from e
+
+
+def write_picture(path: str | os.PathLike, pixels: np.ndarray) -> None:
+    """Write an array (H, W) of ids, or (H, W, 3) uint8 RGB, as the kind of file that its name tells.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    suffix = os.path.splitext(os.fspath(path))[1]
+    done, data = cv2.imencode(suffix, pixels)
+    if not done:
+        raise OSError(f"{os.fspath(path)}: this picture cannot be encoded")
+    with write_whole(path) as file:
+        file.write(data)
 
 
 def as_file_name(text: str) -> str:

@@ -1,5 +1,6 @@
 """What a run shows on the terminal. Its log.txt holds everything."""
 
+import io
 import logging
 import re
 import shutil
@@ -32,6 +33,9 @@ def start_logging(folder: str) -> None:
         logger = setup_logger(folder, distributed_rank=rank, name=name, configure_stdout=False)
         for handler in [handler for handler in logger.handlers if isinstance(handler, Console)]:
             logger.removeHandler(handler)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, io.TextIOWrapper):
+                handler.stream.reconfigure(errors="backslashreplace")  # names of files may hold any bytes
         if rank == 0:
             logger.addHandler(CONSOLE)
 

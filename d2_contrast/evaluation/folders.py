@@ -34,8 +34,8 @@ def evaluation_folder(cfg: CfgNode, dataset_name: str) -> str:
 def claim_evaluation_folder(cfg: CfgNode, dataset_name: str, *, weights: str = "", iteration: int | None = None) -> str:
     """The folder of :func:`evaluation_folder`, or one beside it if that holds another evaluation; noted in it.
 
-    What is compared is kept in ``evaluation.json``: weights, iteration, and a hash of the settings that influence
-    results. To be called in the main process.
+    What is compared is kept in ``evaluation.json``: dataset, weights, iteration, and a hash of the settings that
+    influence results. To be called in the main process.
 
     Args:
         weights: file of the weights that are evaluated; "" for those of the run in training, which replaces its own
@@ -43,6 +43,7 @@ def claim_evaluation_folder(cfg: CfgNode, dataset_name: str, *, weights: str = "
         iteration: after which they were written, if known.
     """
     record = {
+        "dataset": dataset_name,
         "by": "evaluation" if weights else "training",
         "run": os.path.realpath(os.path.dirname(weights) if weights else cfg.OUTPUT_DIR),
         "weights": os.path.basename(weights),
@@ -60,6 +61,8 @@ def claim_evaluation_folder(cfg: CfgNode, dataset_name: str, *, weights: str = "
 
 
 def _is_same(found: dict, record: dict) -> bool:
+    if found.get("dataset", record["dataset"]) != record["dataset"]:  # two names may give one folder
+        return False
     if record["by"] == "training":
         return found.get("by", "training") == "training"
     key = "weights" if record["iteration"] is None else "iteration"

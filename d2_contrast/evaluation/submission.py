@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
@@ -16,6 +15,7 @@ from torch import Tensor
 from ..arrivals import arrive
 from ..data import check_metadata, load_dicts
 from ..data.datasets.register import datasets_root
+from ..data.files import write_picture
 from ..output import distinct_names
 from .background import Background
 from .confusion_evaluator import predicted_classes
@@ -27,8 +27,8 @@ class SubmissionWriter(DatasetEvaluator):
     """Write the prediction of every image of an unlabelled dataset as a PNG file of the benchmark's own class ids.
 
     The file of ``.../sub/name.jpg`` is ``submission/sub/name.png`` in ``output_dir``, single-channel, with the image's
-    size: paths are kept below the folder of the images (``images_folder`` in the metadata, as for DATASETS.FOLDERS, or
-    the deepest folder that all images share). Images that differ in their suffix alone keep it: ``name.jpg.png``.
+    size: paths are kept below the folder of the images (``images_folder`` in the metadata, as for DATASETS.FOLDERS), or
+    the deepest folder that it and all images share. Images that differ in their suffix alone keep it: ``name.jpg.png``.
     """
 
     def __init__(self, dataset_name: str, output_dir: str):
@@ -72,8 +72,7 @@ class SubmissionWriter(DatasetEvaluator):
 
     def _write(self, path: str, sem_seg: Tensor) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        if not cv2.imwrite(path, self.ids[predicted_classes(sem_seg).cpu().numpy()]):
-            raise OSError(f"{path}: cannot write this prediction")
+        write_picture(path, self.ids[predicted_classes(sem_seg).cpu().numpy()])
 
     def evaluate(self) -> OrderedDict:
         """Say where the files are; there is no figure to compute.
@@ -92,9 +91,9 @@ class SubmissionWriter(DatasetEvaluator):
 def _relative_paths(file_names: Sequence[str], images_folder: str | None) -> dict[str, str]:
     """Where the prediction of each image goes, below the folder of all predictions."""
     full = {name: os.path.abspath(name) for name in file_names}
-    if images_folder is None:
-        base = os.path.commonpath([os.path.dirname(path) for path in full.values()])
-    else:
-        base = os.path.abspath(datasets_root() / Path(images_folder).expanduser())
+    folders = {os.path.dirname(path) for path in full.values()}
+    if images_folder is not None:
+        folders.add(os.path.abspath(datasets_root() / Path(images_folder).expanduser()))
+    base = os.path.commonpath(folders)  # above all of them, so that no path leads out of it
     names = distinct_names([Path(os.path.relpath(path, base)) for path in full.values()])
     return {file_name: f"{name}.png" for file_name, name in zip(full, names)}

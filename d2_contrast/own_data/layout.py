@@ -357,7 +357,7 @@ def _split_by_lists(samples: Sequence[Sample], folders: Sequence[Path], notes: l
             split_of: dict[Path, str] = {}
             twice: list[Path] = []
             for split, path in paths.items():
-                lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
+                lines = path.read_text("utf-8", "surrogateescape").splitlines() if path.is_file() else []
                 for sample in (s for line in lines if line.strip() for s in _listed(line, by_end)):
                     if split_of.setdefault(sample.image, split) != split:
                         twice.append(sample.image)

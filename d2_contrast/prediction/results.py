@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 
 from ..data import Classes
+from ..data.files import write_picture
 from .legend import draw_legend, legend_font_size
-from .segmentation import Segmentation, draw_overlay, write_picture
+from .segmentation import Segmentation, draw_overlay
 from .video import VideoWriter
 
 PARTIAL = ".partial.npy"

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..data import Classes
-from ..output import write_whole
+from ..data.files import write_picture
 from .legend import draw_legend, legend_font_size
 
 ROWS_PER_BAND = 256
@@ -113,19 +113,3 @@ def draw_overlay(result: Segmentation, alpha: float = 0.5, legend: np.ndarray | 
         canvas[rows, :width] = cv2.addWeighted(result.image[rows], 1 - alpha, colors, alpha, 0)
     canvas[height:, : legend.shape[1]] = legend
     return canvas
-
-
-def write_picture(path: str | os.PathLike, pixels: np.ndarray) -> None:
-    """Write an array (H, W) of ids, or (H, W, 3) uint8 RGB, as the kind of file that its name tells.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    if pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    suffix = os.path.splitext(os.fspath(path))[1]
-    done, data = cv2.imencode(suffix, pixels)
-    if not done:
-        raise OSError(f"{os.fspath(path)}: this picture cannot be encoded")
-    with write_whole(path) as file:
-        file.write(data)

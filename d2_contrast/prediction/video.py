@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 import cv2
 import numpy as np
 
+from ..data.files import is_utf8
+
 # Frames a second where a video or camera does not say.
 DEFAULT_FPS = 25.0
 # Codecs, with the suffix of a file that takes them: OpenCV's builds differ in what they have.
@@ -28,9 +30,10 @@ class VideoReader:
             source: path of a video, or the number of a camera.
 
         Raises:
-            OSError: it cannot be opened.
+            OSError: it cannot be opened, or its path is not UTF-8.
         """
         what = f"camera {source}" if isinstance(source, int) else source
+        _check_name(what)
         with _quiet():
             self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():
@@ -51,6 +54,12 @@ class VideoReader:
 
     def close(self) -> None:
         self._capture.release()
+
+
+def _check_name(path: str) -> None:
+    """OpenCV 5.0.0 ends the process where a path is not UTF-8."""
+    if not is_utf8(path):
+        raise OSError(f"{path}: this path is not UTF-8, as OpenCV expects of videos: rename the file or folder")
 
 
 @contextmanager
@@ -87,7 +96,7 @@ class VideoWriter:
         """Add a frame (H, W, 3) uint8, RGB; all of one size. Odd sizes get a row or column more, as codecs want it.
 
         Raises:
-            OSError: the video cannot be written.
+            OSError: the video cannot be written, or its path is not UTF-8.
         """
         height, width = frame.shape[:2]
         if height % 2 or width % 2:
@@ -109,6 +118,7 @@ class VideoWriter:
         self._writer = None
 
     def _open(self, width: int, height: int) -> None:
+        _check_name(self._name)
         os.makedirs(os.path.dirname(self._name) or ".", exist_ok=True)
         for codec, suffix in CODECS:
             self.path = self._name + suffix

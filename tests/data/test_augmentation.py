@@ -27,7 +27,9 @@ def test_window_equals_resizing_the_whole_and_cropping(new_size):
         top, left = np.random.randint(new_size[0] - height + 1), np.random.randint(new_size[1] - width + 1)
         transform = ResizeCropTransform((61, 83), new_size, (top, left, height, width))
         window = np.s_[top : top + height, left : left + width]
-        difference = transform.apply_image(image).astype(int) - big_image[window]
+        part = transform.apply_image(image)
+        assert part.flags.writeable  # as flips that PyTorch computes expect
+        difference = part.astype(int) - big_image[window]
         assert abs(difference).max() <= 1  # Pillow's 8-bit filter weights round differently
         np.testing.assert_array_equal(transform.apply_segmentation(label), big_label[window])
         points = np.random.rand(5, 2) * 60

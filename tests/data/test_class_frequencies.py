@@ -77,6 +77,20 @@ def test_label_that_is_missing_is_named(toy, tmp_path):
         count_label_pixels("toy", toy)
 
 
+def test_labels_that_cannot_be_used_may_be_skipped(toy, caplog):
+    """They count as without pixels. The error is not hidden where they may not, nor a label that was mended."""
+    path = toy[2]["sem_seg_file_name"]
+    os.rename(path, f"{path}.aside")
+    for _ in range(2):
+        caplog.clear()
+        np.testing.assert_array_equal(count_label_pixels("toy", toy, skip=True), [*COUNTS[:2], [0, 0, 0], COUNTS[3]])
+        assert f"1 label maps of toy cannot be used and count as without pixels, one of them: {path}" in caplog.text
+        with pytest.raises(FileNotFoundError, match=r"2\.png: no such label map"):
+            count_label_pixels("toy", toy)
+    os.rename(f"{path}.aside", path)
+    np.testing.assert_array_equal(count_label_pixels("toy", toy, skip=True), COUNTS)
+
+
 def test_class_that_is_ignored_counts_nowhere(toy):
     MetadataCatalog.remove("toy")
     MetadataCatalog.get("toy").set(

@@ -329,6 +329,16 @@ def test_images_by_a_list(root, where):
     ]
 
 
+def test_files_that_are_the_same_under_two_paths(root):
+    for i, text in enumerate(["0.jpg\n../images/0.jpg\n", "0.jpg\ndeep/er/1.jpg\tdeep/../0.png\n"]):
+        (root / f"list{i}.txt").write_text(text)
+        register_folders([entry(name=f"garden{i}", files=f"list{i}.txt")])
+    with pytest.raises(ValueError, match=r"images/0\.jpg is there twice"):
+        DatasetCatalog.get("garden0")
+    with pytest.raises(ValueError, match=r"0\.jpg and .*1\.jpg would have the same label map"):
+        DatasetCatalog.get("garden1")
+
+
 @pytest.mark.parametrize(
     ("text", "changes", "message"),
     [
@@ -340,11 +350,12 @@ def test_images_by_a_list(root, where):
             "list.txt, line 2: expected the path of an image, or that and the path of its label",
         ),
         ("0.jpg\ta.png\n", {"labels": None}, "list.txt, line 1: expected the path of an image, found"),
+        ("0.jpg\ngr\udcfcn.jpg\n", {}, "list.txt, line 2: .* is not UTF-8, and there is no file of this name: save"),
     ],
 )
 def test_lists_that_are_wrong(root, text, changes, message):
     if text is not None:
-        (root / "list.txt").write_text(text)
+        (root / "list.txt").write_text(text, "utf-8", "surrogateescape")
     register_folders([entry(changes, files="list.txt")])
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         DatasetCatalog.get("garden")

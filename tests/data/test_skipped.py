@@ -49,6 +49,17 @@ def test_skip(cfg, tmp_path, workers):
     assert "1.jpg: cannot read this image (7 bytes)" in text and "image and label differ in size" in text
 
 
+@pytest.mark.parametrize("sampler", ["RepeatFactorTrainingSampler", "WeightedCategoryTrainingSampler"])
+def test_skip_where_the_sampler_counts_labels(cfg, tmp_path, monkeypatch, sampler):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (tmp_path / "4.png").write_bytes(b"damaged")
+    cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.SAMPLER_TRAIN = 0, sampler
+    with pytest.raises(OSError, match="4.png: cannot read"):
+        draw(cfg)
+    cfg.DATALOADER.ON_ERROR = "skip"
+    assert draw(cfg) == {"0.jpg", "2.jpg"}
+
+
 def test_raise_is_the_default(cfg, tmp_path):
     cfg.DATALOADER.NUM_WORKERS = 0
     with pytest.raises((OSError, ValueError), match="1.jpg: cannot read|differ in size"):

@@ -18,6 +18,7 @@ from d2_contrast.engine.console import (
     start_logging,
     without_warnings_of,
 )
+from d2_contrast.errors import in_plain_words
 
 
 @pytest.fixture
@@ -56,6 +57,14 @@ def test_warnings_of_python_are_logged_in_one_line(log, capsys):
         warnings.warn("something is old", FutureWarning, stacklevel=1)
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 1 and out[0].endswith("FutureWarning: something is old") and out[0].startswith("Warning: ")
+
+
+def test_names_of_files_that_are_not_utf8_are_logged(log, capsys):
+    with in_plain_words():
+        logging.getLogger("d2_contrast.data").warning("Skipped: gr\udcfcn.jpg")
+    for handler in logging.getLogger("d2_contrast").handlers:
+        handler.flush()
+    assert log.read_text("utf-8").endswith("Skipped: gr\\udcfcn.jpg\n") and capsys.readouterr().err == ""
 
 
 def test_logging_again_shows_each_message_once(log, capsys, tmp_path):

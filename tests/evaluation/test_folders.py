@@ -52,6 +52,20 @@ def test_evaluations_do_not_meet(make, tmp_path):
     assert claim(weights=other) == "val"
 
 
+def test_datasets_whose_folders_have_one_name_do_not_meet(make, tmp_path):
+    def claim(dataset, **origin):
+        return Path(claim_evaluation_folder(make(), dataset, iteration=9, **origin)).name
+
+    for origin in ({}, {"weights": str(tmp_path / "model.pth")}):
+        for _ in range(2):
+            assert claim("site A", **origin) == "site_A" and claim("site_A", **origin) == "site_A-2"
+    record = tmp_path / "inference/site_A/evaluation.json"
+    older = json.loads(record.read_text())
+    assert older.pop("dataset") == "site A"
+    record.write_text(json.dumps(older))
+    assert claim("site_A") == "site_A"
+
+
 def test_results_of_older_versions(make, tmp_path):
     """They have no record: training goes on in their folder, another evaluation does not."""
     (tmp_path / "inference/val").mkdir(parents=True)

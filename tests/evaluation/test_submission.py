@@ -75,6 +75,9 @@ def test_without_a_table_train_ids_are_written(unlabelled, tmp_path):
         (["/d/x.jpg", "/d/e/x.jpg", "/d/e/y.jpg"], "/d", ["e/x.png", "e/y.png", "x.png"]),
         (["d/x.jpg", "d/x.png", "d/y.jpg"], None, ["x.jpg.png", "x.png.png", "y.png"]),
         (["d/x.0.jpg", "d/x.1.jpg"], None, ["x.0.png", "x.1.png"]),
+        (["d/x.jpg", "d/../e/x.jpg"], "d", ["d/x.png", "e/x.png"]),
+        (["/d/b/x.jpg", "/d/b/../c/y.jpg"], "/d/b", ["b/x.png", "c/y.png"]),
+        (["d/gr\udcfcn.jpg"], None, ["gr\udcfcn.png"]),  # a name that is not UTF-8
     ],
 )
 def test_paths_are_kept_below_the_images(unlabelled, tmp_path, monkeypatch, file_names, folder, written):

@@ -91,6 +91,15 @@ def test_lines_of_lists(line, tmp_path):
     assert "1 image counted in the first of two lists only" in " ".join(layout.notes)
 
 
+def test_lists_of_names_that_are_not_utf8(tmp_path):
+    pairs = write_pairs(tmp_path, "JPEGImages/gr\udcfcn{}.jpg", "SegmentationClass/gr\udcfcn{}.png", count=2)
+    (tmp_path / "ImageSets").mkdir()
+    (tmp_path / "ImageSets/train.txt").write_bytes(b"gr\xfcn0\n")
+    (tmp_path / "ImageSets/val.txt").write_bytes(b"gr\xfcn1\n")
+    samples = [Sample(*pair, split) for pair, split in zip(pairs, ["train", "val"])]
+    assert list(find_layout(tmp_path).samples) == samples
+
+
 def test_lists_tell_sequences_apart(tmp_path):
     for folder in ("s1", "s2"):
         write_pairs(tmp_path, f"JPEGImages/{folder}/{{}}.jpg", f"SegmentationClass/{folder}/{{}}.png", count=2)

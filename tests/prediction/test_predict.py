@@ -14,6 +14,7 @@ from known_colors import CLASSES, quarters
 from PIL import Image
 
 from d2_contrast import predict
+from d2_contrast.prediction.video import VideoReader, VideoWriter
 
 RGB, LABEL = quarters()
 
@@ -331,6 +332,11 @@ class TestVideos:
         (tmp_path / "c.avi").write_bytes(whole[: len(whole) // 2])
         code, _, err = run("--input", "c.avi", output="cut")
         assert code == 1 and "frames can be read" in err or "cannot read this" in err
+
+    def test_paths_that_opencv_does_not_take(self):
+        for use in (VideoReader, lambda path: VideoWriter(path, 25).write(RGB)):
+            with pytest.raises(OSError, match="this path is not UTF-8"):
+                use("gr\udcfcn.mp4")
 
     def test_a_camera_ends_with_an_interrupt(self, run, monkeypatch):
         class Camera:

@@ -29,7 +29,7 @@ from detectron2.data import DatasetCatalog, Metadata
 
 from ...config_files import load_yaml
 from ...errors import shown
-from ..files import read_text
+from ..files import is_utf8, read_text
 from ..metadata import MAX_ID, check_metadata, is_id
 from .register import Pair, datasets_root, list_images, register_dataset
 
@@ -167,7 +167,8 @@ def is_label_suffix(suffix: str) -> bool:
 def _find_listed(root: Path, folder: Path, entry: Mapping) -> list[Pair]:
     """Images and labels of an entry with a list of files."""
     path = root / Path(entry["files"]).expanduser()
-    lines = [(number, line.rstrip("\r")) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+    text = read_text(path, "surrogateescape")
+    lines = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise FileNotFoundError(f"{path} names no images: expected their paths below {folder}, one a line")
     pairs: list[Pair] = []
@@ -183,7 +184,13 @@ def _find_listed(root: Path, folder: Path, entry: Mapping) -> list[Pair]:
         if "labels" in entry:
             default = str(Path(image).with_suffix("")) + entry.get("label_suffix", ".png")
             label = root / Path(entry["labels"]).expanduser() / (labels[0] if labels else default)
-        pairs.append((folder / image, label))
+        pair = (folder / image, label)
+        if not is_utf8(line) and not all(file.exists() for file in pair if file):
+            raise ValueError(
+                f"{path}, line {number}: {shown(line)} is not UTF-8, and there is no file of this name: save the list "
+                "as UTF-8"
+            )
+        pairs.append(pair)
     return pairs
 
 

@@ -73,13 +73,14 @@ def load_dataset(name: str, find: Callable[[Path], list[Pair]]) -> list[dict]:
 
 def _check_pairs(name: str, pairs: list[Pair]) -> None:
     """Refuse an image that is there twice, and images that share a label map."""
-    image_of: dict[Path, Path] = {}
-    seen: set[Path] = set()
+    image_of: dict[str, Path] = {}
+    seen: set[str] = set()
     for image, label in pairs:
-        if image in seen:
+        path = os.path.abspath(image)  # without "..", by which one file has several paths
+        if path in seen:
             raise ValueError(f"dataset {name!r}: {image} is there twice: expected it once")
-        seen.add(image)
-        if label is not None and (other := image_of.setdefault(label, image)) != image:
+        seen.add(path)
+        if label is not None and (other := image_of.setdefault(os.path.abspath(label), image)) != image:
             raise ValueError(
                 f"dataset {name!r}: {other} and {image} would have the same label map, {label}: expected one image "
                 "for each, move the other elsewhere"
