@@ -171,6 +171,23 @@ class TestCommonMaps:
         other.model.backbone.output_shape()["res2"] = one.model.backbone.output_shape()["res2"]
         assert common_maps([baseline, one, other]) == {"res2": 4, "res3": 4}
 
+    def test_fine_to_coarse_whatever_their_order(self):
+        run = self.run("a", ["res5", "res2", "res1"])
+        for name, stride in (("res5", 32), ("res2", 4), ("res1", 4)):
+            run.model.backbone.output_shape()[name] = SimpleNamespace(channels=8, stride=stride)
+        assert list(common_maps([run], ["res5", "res2"]).items()) == [("res2", 4), ("res5", 32)]
+        assert list(common_maps([run], ["res5", "res2", "res1"])) == ["res2", "res1", "res5"]
+
+    def test_concatenated_maps_have_the_stride_of_the_first(self):
+        baseline, run = self.run("baseline", ["res2", "res3"]), self.run("a", ["res2", "res3", "res5"], enabled=True)
+        run.cfg.MODEL.CONTRAST.IN_FEATURES = ["res2+res3", "res3+res5"]
+        for each in (baseline, run):
+            each.model.backbone.output_shape()["res3"] = SimpleNamespace(channels=8, stride=8)
+        assert common_maps([baseline, run]) == {"res2+res3": 4}
+        assert common_maps([run], ["res3+res5"]) == {"res3+res5": 8}
+        with pytest.raises(ValueError, match="baseline has no feature map 'res5': it has res2, res3"):
+            common_maps([baseline, run], ["res2", "res3+res5"])
+
     def test_what_does_not_fit_is_named(self):
         a, b = self.run("a", ["res2", "res3"]), self.run("b", ["p2"])
         with pytest.raises(ValueError, match=r"no feature map in common .*a: res2, res3; b: p2"):
