@@ -23,6 +23,7 @@ from benchmarks.common import markdown
 from d2_contrast.config import load_config
 from d2_contrast.config_files import CONFIGS
 from d2_contrast.modeling import cost
+from d2_contrast.modeling.features import join_features
 
 FOLDERS = ("cityscapes", "ade20k", "pascal_context", "cadis")
 # Peak of matrix products in bfloat16 without sparsity, multiply-adds a second: half of the FLOP/s of the data sheets.
@@ -46,6 +47,7 @@ class Step(torch.nn.Module):
         self.model.sem_seg_head(features, labels)
         if self.model.aux_head is not None:
             self.model.aux_head(features, labels)
+        features = join_features(features, self.model.contrast.projectors)
         for name, projector in self.model.contrast.projectors.items():
             projector.hidden(features[name])
 

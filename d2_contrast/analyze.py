@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         plain = cost.count(cost.Inference(cost.build(cfg, contrast=False)), image) if cfg.MODEL.CONTRAST.ENABLED else {}
 
     total = inference[""]
-    rows = [("backbone.bottom_up", *training["backbone.bottom_up"])] if "backbone.bottom_up" in training else []
-    rows += [(name, *training[name]) for name in ("backbone", "sem_seg_head")]
+    rows = [("backbone.bottom_up", *inference["backbone.bottom_up"])] if "backbone.bottom_up" in inference else []
+    rows += [(name, *inference[name]) for name in ("backbone", "sem_seg_head")]
     rows += [("inference", *total)]
     rows += [(name, *training[name]) for name in ("aux_head", "projectors") if any(training.get(name, ()))]
     rows += [("training", *training[""])]

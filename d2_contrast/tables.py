@@ -1,9 +1,10 @@
-"""Markdown tables and JSON files."""
+"""Markdown tables, short texts for them, and JSON files."""
 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from tabulate import tabulate
 
@@ -21,6 +22,16 @@ def number(value: float, digits: int = 2, sign: bool = False) -> str:
     """A number for a table; "-" for NaN."""
     # Adding 0 turns -0 into 0.
     return "-" if math.isnan(value) else f"{round(value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"
+
+
+def told_apart(texts: Iterable[str]) -> dict[str, str]:
+    """Each text as it is shown beside the others: a long one without its middle, but whole where two would look alike.
+
+    The end is kept, since paths differ there.
+    """
+    short = {text: text if len(text) <= 60 else f"{text[:20]}...{text[-37:]}" for text in texts}
+    count = Counter(short.values())
+    return {text: shown if count[shown] == 1 else text for text, shown in short.items()}
 
 
 def write_json(path: str | os.PathLike, data: Mapping) -> None:

@@ -57,6 +57,17 @@ def test_plan_runs_nothing(main, capsys):
     assert not Path("output").exists()
 
 
+def test_a_plan_tells_long_values_apart(main, capsys):
+    folder, spec = "/data/" + "pretrained/" * 6, Path("spec.yaml")
+    for momentum, name in (("0.0", "a.pth"), ("0.5", "b.pth")):
+        weights = f"SOLVER.MOMENTUM: {momentum}, MODEL.WEIGHTS: {folder}{name}"
+        spec.write_text(spec.read_text().replace(f"SOLVER.MOMENTUM: {momentum}", weights))
+    assert main(["--plan-only", "spec.yaml"]) == 0
+    shared, *table = capsys.readouterr().err.splitlines()
+    assert shared == "Overrides of all rows: SOLVER.MAX_ITER 4"
+    assert [line.split("/")[-1].split()[0] for line in table if "MODEL.WEIGHTS" in line] == ["a.pth", "b.pth"]
+
+
 def test_collecting_nothing(main, capsys):
     assert main(["spec.yaml", "--collect-only", "--plot"]) == 0
     assert "0 of 4 runs finished" in capsys.readouterr().out

@@ -54,16 +54,51 @@ def test_table(name, capsys):
     assert "the branch costs nothing there." in text
 
 
-def test_operations_of_projectors_by_hand():
+@pytest.mark.parametrize(
+    "maps",
+    [
+        {"res2": (64, 4), "res3": (128, 8), "res4": (256, 16), "res5": (512, 32)},
+        {"res2+res3": (64 + 128, 4), "res5": (512, 32)},
+    ],
+)
+def test_operations_of_projectors_by_hand(maps):
     """Two layers of each projector are followed by norms, which fvcore counts with one to five operations a value."""
-    model = build_model(small_config(UPER))
+    contrast = {"IN_FEATURES": list(maps), "SCALE_WEIGHTS": [1.0] * len(maps)}
+    contrast |= {"CROSS_SCALE_PAIRS": [], "CROSS_SCALE_WEIGHTS": []}
+    model = build_model(small_config(UPER, **{f"MODEL__CONTRAST__{key}": value for key, value in contrast.items()}))
     counts = cost.count(cost.Training(model), torch.zeros(1, 3, 64, 96))
     products = norms = 0
-    for channels, stride in ((64, 4), (128, 8), (256, 16), (512, 32)):
+    for channels, stride in maps.values():
         positions = 64 * 96 // stride**2
         products += positions * (channels**2 + channels * 8 + 8 * 8)
         norms += positions * (channels + 8)
     assert products + norms <= counts["projectors"][1] <= products + 5 * norms
+
+
+def test_all_that_a_head_runs_in_training_is_counted():
+    """A loss on each map, of which inference computes the first alone. fvcore counts up to five operations a norm."""
+    maps = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
+    head = {"NAME": "DeepSupervisionHead", "IN_FEATURES": list(maps), "CONVS_DIM": 8}
+    keys = {f"MODEL__AUX_HEAD__{key}": value for key, value in head.items()}
+    model = small_model(UPER, MODEL__CONTRAST__ENABLED=False, **keys)
+    counts = cost.count(cost.Training(model), torch.zeros(1, 3, 64, 96))
+    positions = sum(64 * 96 // stride**2 for stride in maps.values())
+    products, norms = positions * (16 * 16 + 16 * 8 + 8 * 8 + 8 * 5), positions * (16 + 8)
+    resizing = 4 * len(maps) * 5 * 64 * 96
+    assert products + norms <= counts["aux_head"][1] - resizing <= products + 5 * norms
+    assert counts["aux_head"][0] == sum(p.numel() for p in model.aux_head.parameters())
+    main_head = cost.count(cost.Inference(model), torch.zeros(1, 3, 64, 96))["sem_seg_head"]
+    assert counts["sem_seg_head"] == main_head
+
+
+def test_detectron2s_own_segmentor(capsys):
+    options = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.CONTRAST.ENABLED", "False"]
+    name = "shapes/fpn_r18_contrast.yaml"
+    assert main(arguments(name, *options)) == 0
+    detectron2s = rows(capsys.readouterr().out)
+    assert main(arguments(name)) == 0
+    ours = rows(capsys.readouterr().out)
+    assert detectron2s["training"] == detectron2s["inference"] == ours["inference"]
 
 
 def test_baseline_has_no_branch(capsys):

@@ -68,6 +68,15 @@ def test_pictures_can_be_turned_off(twins, tmp_path):
     assert "## Pictures" not in (tmp_path / "out" / "comparison.md").read_text()
 
 
+def test_results_of_runs_with_names_that_are_alike(twins, tmp_path):
+    folders = [Path(shutil.copytree(twin, tmp_path / name)) for twin, name in zip(twins, ("lr=0.1", "lr_0.1"))]
+    assert main([*map(str, folders), "--output", str(tmp_path / "out")]) == 0
+    written = sorted((tmp_path / "out/evaluation").rglob("sem_seg_results.json"))
+    assert [path.parent.name for path in written] == ["lr_0.1", "lr_0.1-2"]
+    for path, folder in zip(written, folders):
+        assert json.loads(path.read_text()) == pytest.approx(results_of(folder), nan_ok=True)
+
+
 def test_a_run_beside_itself_does_not_differ(twins, tmp_path):
     again = Path(shutil.copytree(twins[0], tmp_path / "again"))
     set_pictures(again, 1, 0)

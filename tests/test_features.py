@@ -72,11 +72,11 @@ def test_two_runs(twins, capsys):
 
 def test_one_run_and_chosen_maps(twins, tmp_path, capsys):
     output = tmp_path / "elsewhere" / "here"
-    assert main([str(twins[0]), "--maps", "res2", "p5", "--output", str(output)]) == 0
+    assert main([str(twins[0]), "--maps", "p5", "res2", "p2", "--output", str(output)]) == 0
     data = json.loads((output / "features.json").read_text())
-    assert data["strides"] == {"res2": 4, "p5": 32}
-    assert data["runs"]["baseline"]["raw"]["scales"] == {}  # of different dimension
-    assert "Two scales together" not in capsys.readouterr().out
+    assert list(data["strides"].items()) == [("res2", 4), ("p2", 4), ("p5", 32)]
+    assert list(data["runs"]["baseline"]["raw"]["scales"]) == ["p2 p5"]  # others are of different dimension
+    assert "p2, p5" in capsys.readouterr().out
     assert sorted(path.name for path in output.iterdir()) == ["features.json", "features.md"]  # no points to draw
 
 

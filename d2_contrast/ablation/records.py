@@ -6,11 +6,11 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..tables import write_json
+from ..tables import told_apart, write_json
 from ..visualize.curves import read_metrics
 from .progress import counted
 from .spec import AblationError, Run, Spec
@@ -31,6 +31,10 @@ RECORD_KEYS = {
 
 # {(name of the row, seed): record}
 Records = dict[tuple[str, int], dict]
+
+# Settings of a record that are not those of the spec: key, value of the record, value of the spec. They are whole: runs
+# belong together only where nothing of them differs.
+Changes = tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Store:
         files alone, although weights had another path or a config has changed since.
         """
         records = {(run.row.name, run.seed): record for run in spec.runs if (record := self.record(spec.name, run))}
-        deviating: dict[str, list[dict]] = {}
+        deviating: dict[Changes, list[dict]] = {}
         for path in sorted(self.results.glob("*.json")):
             record = read_record(path)
             rows = {row.name: row for row in spec.rows if record["seed"] in row.seeds}
@@ -78,21 +82,27 @@ class Store:
             elif record["spec"] == spec.name and record["row"] in rows:
                 changes = _changes(record["settings"], rows[record["row"]].settings)
                 deviating.setdefault(changes, []).append(record)
+        texts = _describe(deviating)
         if not records and len(deviating) == 1:
-            ((changes, found),) = deviating.items()
-            return {(record["row"], record["seed"]): record for record in found}, [f"All runs are with {changes}."]
-        remarks = [f"Left out: {counted(len(found), 'run')} with {changes}." for changes, found in deviating.items()]
+            (found,) = deviating.values()
+            return {(record["row"], record["seed"]): record for record in found}, [f"All runs are with {texts[0]}."]
+        remarks = [f"Left out: {counted(len(x), 'run')} with {text}." for x, text in zip(deviating.values(), texts)]
         return records, remarks
 
 
-def _changes(then: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """Settings of a record that are not those of the spec."""
+def _changes(then: Mapping[str, object], now: Mapping[str, object]) -> Changes:
     default = "its default"
-    return ", ".join(
-        f"{key} {then.get(key, default)!s:.60} (the spec: {now.get(key, default)!s:.60})"
+    return tuple(
+        (key, str(then.get(key, default)), str(now.get(key, default)))
         for key in sorted(then.keys() | now.keys())
         if then.get(key, default) != now.get(key, default)
     )
+
+
+def _describe(deviations: Iterable[Changes]) -> list[str]:
+    """Each in words, with different words for different values."""
+    shown = told_apart(value for changes in deviations for _, *values in changes for value in values)
+    return [", ".join(f"{key} {shown[then]} (the spec: {shown[now]})" for key, then, now in x) for x in deviations]
 
 
 def final_results(folder: Path, run: Run) -> dict[str, dict[str, float | None]] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from ..output import write_text
+from ..tables import told_apart
 from ..visualize.style import save
 from .plot import draw_differences
 from .progress import counted
@@ -18,11 +19,13 @@ from .table import build_tables, to_csv, to_latex, to_markdown
 def describe_plan(spec: Spec, store: Store) -> str:
     """The plan as a table for the terminal: each row with its overrides, iterations and the state of its runs."""
     states = {run: _state(spec, store, run) for run in spec.runs}
-    shared = set.intersection(*({*_pairs(row)} for row in spec.rows)) if len(spec.rows) > 1 else set()
+    pairs = {row: _pairs(row) for row in spec.rows}
+    shown = told_apart(value for of_row in pairs.values() for _, value in of_row)
+    shared = set.intersection(*map(set, pairs.values())) if len(spec.rows) > 1 else set()
     lines = []
     for row in spec.rows:
         count = Counter(state for run, state in states.items() if run.row is row)
-        overrides = "\n".join(pair for pair in _pairs(row) if pair not in shared)
+        overrides = "\n".join(f"{key} {shown[value]}" for key, value in pairs[row] if (key, value) not in shared)
         runs = ", ".join(f"{number} {state}" for state, number in count.items())
         config = f"{row.config.parent.name}/{row.config.stem}"
         lines.append((row.name, config, overrides, f"{row.iterations:,}", runs))
@@ -30,7 +33,8 @@ def describe_plan(spec: Spec, store: Store) -> str:
     total = ", ".join(f"{number} {state}" for state, number in Counter(states.values()).items())
     text = []
     if shared:
-        text.append(f"Overrides of all rows: {', '.join(pair for pair in _pairs(spec.rows[0]) if pair in shared)}")
+        common = [f"{key} {shown[value]}" for key, value in pairs[spec.rows[0]] if (key, value) in shared]
+        text.append(f"Overrides of all rows: {', '.join(common)}")
     text += [
         tabulate(lines, ["row", "config", "overrides", "iterations", "runs"], disable_numparse=True),
         f"{counted(len(spec.rows), 'row')}, {counted(len(spec.seeds), 'seed')} ({', '.join(map(str, spec.seeds))}), "
@@ -43,10 +47,10 @@ def describe_plan(spec: Spec, store: Store) -> str:
     return "\n\n".join(text)
 
 
-def _pairs(row: Row) -> list[str]:
-    """Overrides as "KEY value", shortened."""
+def _pairs(row: Row) -> list[tuple[str, str]]:
+    """Keys and values of its overrides."""
     options = row.options
-    return [f"{key} {value:.60}" for key, value in zip(options[::2], options[1::2], strict=True)]
+    return list(zip(options[::2], options[1::2], strict=True))
 
 
 def _state(spec: Spec, store: Store, run: Run) -> str:

@@ -3,8 +3,9 @@
 import heapq
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,7 @@ def check_comparable(baseline: TrainedRun, run: TrainedRun, dataset: str) -> Non
         cfg = each.cfg_for(dataset)
         cfg.DATASETS.TRAIN = tuple(name for name in cfg.DATASETS.TRAIN if name in DatasetCatalog)
         try:
-            check_datasets(cfg)
+            check_datasets(cfg, ("TEST", "TRAIN"))  # the latter may be known elsewhere alone: it is not needed
         except ValueError as error:
             raise ValueError(f"{each.name} cannot be evaluated on {dataset}: {error}") from error
     views = _views(baseline.cfg), _views(run.cfg)
@@ -138,18 +139,19 @@ def compare_runs(runs: Sequence[TrainedRun], dataset: str, dataset_dicts: Sequen
         runs: one or more; each is comparable with the first by :func:`check_comparable`.
         dataset: a registered dataset.
         dataset_dicts: its labelled images.
-        output: folder; the results of each evaluation go to ``evaluation/<run>`` in it.
+        output: folder; the results of each evaluation go to ``evaluation/<run>`` in it, with a number behind it where
+            another run has this name.
     """
     baseline, *others = (run.name for run in runs)
     metadata = MetadataCatalog.get(dataset)
     ignore_label = get_ignore_label(metadata)
-    folders = {run.name: output / "evaluation" / as_file_name(run.name) for run in runs}
+    folders = _folders([baseline, *others], output / "evaluation")
     evaluators = {run.name: build_evaluator(run.cfg, dataset, str(folders[run.name])) for run in runs}
     for evaluator in evaluators.values():
         evaluator.reset()
     calibrations: dict[str, Calibration] = {}
-    count = runs[-1].cfg.VISUALIZE.NUM_IMAGES
-    worst, changed = _Largest(count), _Largest(count if others else 0)
+    shown = runs[-1].cfg.VISUALIZE.NUM_IMAGES
+    worst, changed = _Largest(shown), _Largest(shown if others else 0)
     logger.info("Predicting %d images with %d %s", len(dataset_dicts), len(runs), "networks" if others else "network")
     for index, scores in enumerate(_predict(runs, dataset, dataset_dicts)):
         dataset_dict = dataset_dicts[index]
@@ -192,6 +194,16 @@ def compare_runs(runs: Sequence[TrainedRun], dataset: str, dataset_dicts: Sequen
         features=analyze_features(runs, dataset, dataset_dicts),
         logs={name: read_metrics(str(path)) for name, path in logs.items() if path.is_file()},
     )
+
+
+def _folders(names: Iterable[str], parent: Path) -> dict[str, Path]:
+    """A folder for each run. Different names may be alike as names of files."""
+    folders: dict[str, Path] = {}
+    for name in names:
+        base = as_file_name(name)
+        numbered = (parent / (base if number == 1 else f"{base}-{number}") for number in count(1))
+        folders[name] = next(folder for folder in numbered if folder not in folders.values())
+    return folders
 
 
 class _Largest:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..data import class_colors
 from ..evaluation import LabelledVectors, balance, sample_features
 from ..evaluation.features import NEIGHBOURS, SHOTS, measure_map, measure_scales
-from ..modeling.features import contrasted_features
+from ..modeling.features import contrasted_features, join_shapes, part_names
 from ..output import write_text
 from ..tables import markdown_table, number, write_json
 from ..visualize import draw_embeddings, draw_joint_embeddings
@@ -71,7 +71,7 @@ def analyze_features(
         runs: at least one.
         dataset: a registered dataset.
         dataset_dicts: its labelled images, at least one. At most MAX_IMAGES of them are used.
-        maps: names of feature maps; None for those that the runs contrast, or would contrast.
+        maps: see :func:`common_maps`.
 
     Raises:
         ValueError: a network has no such map, maps of a name differ in stride, or hold values that are not finite.
@@ -109,12 +109,13 @@ def measures_of(maps: Mapping[str, LabelledVectors]) -> dict[str, dict]:
 
 
 def common_maps(runs: Sequence[TrainedRun], maps: Sequence[str] | None = None) -> dict[str, int]:
-    """The feature maps on which runs are compared, with their strides.
+    """The feature maps on which runs are compared, with their strides, fine to coarse.
 
     Args:
         runs: at least one.
-        maps: names. None: the maps that a run with contrastive losses contrasts, or, if no run has these losses, the
-            maps that they would contrast; maps that a network lacks are left out.
+        maps: names, "a+b" for two maps that are concatenated. None: the maps that a run with contrastive losses
+            contrasts, or, if no run has these losses, the maps that they would contrast; maps that a network lacks are
+            left out.
 
     Raises:
         ValueError: a network has no such map, or maps of a name differ in stride.
@@ -123,21 +124,22 @@ def common_maps(runs: Sequence[TrainedRun], maps: Sequence[str] | None = None) -
     if maps is None:
         telling = [run for run in runs if run.cfg.MODEL.CONTRAST.ENABLED] or runs
         wanted = dict.fromkeys(name for run in telling for name in contrasted_features(run.cfg, shapes[run.name]))
-        maps = [name for name in wanted if all(name in shapes[run.name] for run in runs)]
+        maps = [name for name in wanted if all(set(part_names([name])) <= set(shapes[run.name]) for run in runs)]
         if not maps:
             listed = "; ".join(f"{name}: {', '.join(shape)}" for name, shape in shapes.items())
             raise ValueError(f"these networks have no feature map in common that is contrasted ({listed})")
-    first = runs[0]
+    strides: dict[str, int] = {}
     for run in runs:
-        for name in maps:
+        for name in part_names(maps):
             if name not in shapes[run.name]:
                 raise ValueError(f"{run.name} has no feature map {name!r}: it has {', '.join(shapes[run.name])}")
-            if shapes[run.name][name].stride != shapes[first.name][name].stride:
+        for name, shape in join_shapes(shapes[run.name], maps, "--maps").items():
+            if strides.setdefault(name, shape.stride) != shape.stride:
                 raise ValueError(
-                    f"feature map {name} has stride {shapes[first.name][name].stride} in {first.name} and "
-                    f"{shapes[run.name][name].stride} in {run.name}: choose maps of equal strides with --maps"
+                    f"feature map {name} has stride {strides[name]} in {runs[0].name} and {shape.stride} in "
+                    f"{run.name}: choose maps of equal strides with --maps"
                 )
-    return {name: shapes[first.name][name].stride for name in maps}
+    return dict(sorted(strides.items(), key=lambda item: item[1]))
 
 
 def features_markdown(analysis: FeatureAnalysis) -> str:

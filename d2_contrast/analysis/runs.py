@@ -10,7 +10,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
 from ..data import SemSegMapper, load_dicts, register_folders
-from ..data.files import as_file_name
 from ..engine.trained import load_network, read_trained
 from ..engine.trainer import CONFIG_FILE
 
@@ -61,11 +60,8 @@ def load_runs(folders: Sequence[str], names: Sequence[str] | None = None) -> lis
     """
     paths = [Path(folder).expanduser() for folder in folders]
     of_folders = _names(paths)
-    if names is not None and (len(names) != len(paths) or len(set(map(as_file_name, names))) != len(names)):
-        raise ValueError(
-            f"names of {len(paths)} runs are {', '.join(names)}: expected one for each, all different, also as names "
-            "of folders"
-        )
+    if names is not None and (len(names) != len(paths) or len(set(names)) != len(names)):
+        raise ValueError(f"names of {len(paths)} runs are {', '.join(names)}: expected one for each, all different")
     return [_load(path, name) for path, name in zip(paths, of_folders if names is None else names)]
 
 

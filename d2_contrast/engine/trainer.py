@@ -238,7 +238,7 @@ class Trainer(DefaultTrainer):
                     self.run_step()
                     self.after_step()
                     self.stop.check()
-                self.iter = self.max_iter
+                self.iter = self._done + 1
                 self.after_train()
             except BaseException as error:
                 self._end_early(error)
@@ -246,6 +246,11 @@ class Trainer(DefaultTrainer):
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(self.cfg, self.last_results)
         return self.last_results
+
+    @property
+    def _done(self) -> int:
+        """The last complete iteration, as checkpoints count. The schedule knows it, but ends at MAX_ITER."""
+        return max(self.scheduler.last_epoch, self.start_iter) - 1
 
     def _catch_up(self) -> None:
         """Do what follows a checkpoint in the same iteration, if the run was killed in between."""
@@ -307,7 +312,7 @@ class Trainer(DefaultTrainer):
 
     def _rescue(self, error: BaseException) -> str:
         """Save the completed iterations if possible, and say what the run can be resumed from."""
-        done = self.scheduler.last_epoch - 1
+        done = self._done
         last = f"the last checkpoint is {self.checkpointer.last_checkpoint() or 'none'}"
         if isinstance(error, NonFiniteError):
             return f"Nothing is saved, since not all numbers are finite; {last}"
@@ -353,7 +358,7 @@ class Trainer(DefaultTrainer):
         return hook
 
     def _evaluate(self) -> dict:
-        done = self.scheduler.last_epoch - 1  # as checkpoints count
+        done = self._done
         self.evaluation_folders = claim_folders(self.cfg, iteration=done)
         evaluators = [
             StoppableEvaluator(self.build_evaluator(self.cfg, name, folder), self.stop)

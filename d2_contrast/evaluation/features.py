@@ -67,8 +67,12 @@ def measure_map(points: LabelledVectors, seed: int = 0) -> dict[str, float]:
 def measure_scales(maps: Mapping[str, LabelledVectors], seed: int = 0) -> dict[tuple[str, str], dict[str, float]]:
     """How alike the vectors of a class are on two feature maps, for each pair of maps of equal dimension.
 
+    Args:
+        maps: vectors of each, fine to coarse.
+        seed: of the draws.
+
     Returns:
-        {(finer, coarser), in the order of ``maps``: {"similarity_gap": of :func:`similarity_gap`,
+        {(finer, coarser): {"similarity_gap": of :func:`similarity_gap`,
         "neighbour_accuracy": of the coarser map's vectors with neighbours on the finer}}.
     """
     balanced = {name: balance(points, MAX_VECTORS, seed) for name, points in maps.items()}

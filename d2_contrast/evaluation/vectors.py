@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..contrast import resize_labels
 from ..data import SemSegMapper, get_ignore_label, read_label
-from ..modeling.features import extract_features
+from ..modeling.features import extract_features, join_features, join_shapes
 
 # Positions that one image may give to a class, so that a class is seen in many images.
 PER_IMAGE = 16
@@ -107,18 +107,18 @@ def sample_features(
         mapper: makes its inputs.
         dataset_dicts: labelled images, at least one.
         metadata: of their dataset.
-        names: feature maps of its backbone.
+        names: feature maps of its backbone, "a+b" for two that are concatenated.
 
     Returns:
         Those of the feature maps themselves, and of the embeddings of the maps that have a projector, by name.
     """
-    shapes = model.backbone.output_shape()
+    shapes = join_shapes(model.backbone.output_shape(), names, "names")
     after = {name: f"projected {name}" for name in names}
 
     def maps():
         for dataset_dict in dataset_dicts:
             inputs = mapper(dataset_dict)
-            features = extract_features(model, [inputs])
+            features = join_features(extract_features(model, [inputs]), names)
             embeddings = model.embed(features) if hasattr(model, "embed") else {}
             label = torch.from_numpy(read_label(dataset_dict["sem_seg_file_name"], metadata).astype(np.int64))
             raw = {name: features[name] for name in names}

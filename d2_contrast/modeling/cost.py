@@ -4,13 +4,17 @@ Operations are multiply-adds of convolutions, matrix products, norms and resizin
 losses are not among them: those of the contrastive branch depend on the anchors that a batch has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
+
+from .features import join_features
+from .heads import SemSegHead
+from .layers import resize
 
 Counts = dict[str, tuple[int, int]]  # parameters and operations of each part by its name; "" is the whole
 
@@ -32,21 +36,40 @@ class Training(Inference):
     """The same with auxiliary head and projectors: what a segmentor runs in training, without the losses.
 
     Projectors are counted at all positions. A training applies their last layer to sampled positions alone, and with
-    MODEL.CONTRAST.PROJECT "anchors" all of their layers.
+    MODEL.CONTRAST.PROJECT "anchors" all of their layers. Detectron2's own segmentors have neither of the two.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
-        self.aux_head = model.aux_head
-        self.projectors = model.contrast.projectors if model.contrast is not None else nn.ModuleDict()
+        self.sem_seg_head = TrainingLogits(model.sem_seg_head)
+        aux_head, contrast = getattr(model, "aux_head", None), getattr(model, "contrast", None)
+        self.aux_head = None if aux_head is None else TrainingLogits(aux_head)
+        self.projectors = nn.ModuleDict() if contrast is None else contrast.projectors
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Map (1, 3, H, W) to logits, auxiliary logits and embeddings."""
         features = self.backbone(image)
-        outputs = [self.sem_seg_head(features)[0]]
+        outputs = self.sem_seg_head(features, image.shape[-2:])
         if self.aux_head is not None:
-            outputs.append(self.aux_head(features)[0])
+            outputs += self.aux_head(features, image.shape[-2:])
+        features = join_features(features, self.projectors)
         return outputs + [projector(features[name]) for name, projector in self.projectors.items()]
+
+
+class TrainingLogits(nn.Module):
+    """All logits on which a head has losses, which may be more than its prediction."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Mapping[str, Tensor], size: Sequence[int]) -> list[Tensor]:
+        """Map features to logits (1, K, *size), as the losses resize them."""
+        if not isinstance(self.head, SemSegHead):
+            return [self.head(features)[0]]
+        self.head.training = True  # but not its layers: norms are counted as at inference
+        logits = self.head.layers(features)
+        return [resize(x, size) for x in (logits if isinstance(logits, tuple) else (logits,))]
 
 
 def count(module: nn.Module, image: Tensor) -> Counts:

@@ -74,10 +74,10 @@ def contrasted_features(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> list[s
         shapes: output shapes of its backbone.
     """
     names, read = (
-        [name for name in section.IN_FEATURES if name in shapes]
+        [name for name in section.IN_FEATURES if set(part_names([name])) <= set(shapes)]
         for section in (cfg.MODEL.CONTRAST, cfg.MODEL.SEM_SEG_HEAD)
     )
-    if not cfg.MODEL.CONTRAST.ENABLED and not set(read) <= set(names):
+    if not cfg.MODEL.CONTRAST.ENABLED and not set(read) <= set(part_names(names)):
         names = read
     return names or list(shapes)
 

@@ -16,7 +16,7 @@ from torch import nn
 from ..data import SemSegMapper, class_colors, get_ignore_label, read_image, read_label
 from ..evaluation import balance, build_inference_model, sample_features
 from ..evaluation.confusion_evaluator import predicted_classes
-from ..modeling.features import contrasted_features
+from ..modeling.features import contrasted_features, join_shapes
 from .confusion import draw_confusion
 from .curves import draw_curves, read_metrics
 from .embedding import draw_embeddings
@@ -118,7 +118,8 @@ def _draw_scales(cfg: CfgNode, model: nn.Module, mapper: SemSegMapper, dicts: li
     names = contrasted_features(cfg, shapes)
     vectors, _ = sample_features(model, mapper, dicts, metadata, names)
     points = {
-        f"{name} (stride {shapes[name].stride})": balance(vectors[name], cfg.VISUALIZE.TSNE_POINTS) for name in names
+        f"{name} (stride {shape.stride})": balance(vectors[name], cfg.VISUALIZE.TSNE_POINTS)
+        for name, shape in join_shapes(shapes, names, "names").items()
     }
     title = f"Feature maps on {metadata.name} by t-SNE, before any projector"
     return draw_embeddings({"": points}, metadata.stuff_classes, class_colors(metadata), title)

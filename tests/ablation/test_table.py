@@ -206,6 +206,33 @@ def test_results_that_all_deviate_alike_are_taken_and_said_so(spec, store, write
     assert not records and len(remarks) == 2  # which of them to take is not ours to say
 
 
+@pytest.mark.parametrize(
+    ("key", "values", "shown"),
+    [
+        (
+            "MODEL.WEIGHTS",
+            [f"/data/weights/mobilenetv2_100/pretrained/imagenet1k/2024-06/{name}.pth" for name in ("ours", "stock")],
+            ["/2024-06/ours.pth (the spec: its", "/2024-06/stock.pth (the spec: its"],
+        ),
+        # They differ in the middle alone.
+        (
+            "MODEL.PIXEL_LOSS.CLASS_WEIGHTS",
+            [str([1.125] * 4 + [weight] + [2.125] * 7) for weight in (0.25, 0.75)],
+            ["1.125, 0.25, 2.125", "1.125, 0.75, 2.125"],
+        ),
+    ],
+)
+def test_long_values_that_look_alike_are_different_settings(spec, store, write_spec, key, values, shown):
+    for value in values:
+        other = read_spec(write_spec(SPEC), [key, value])
+        run = other.runs[0]
+        write_json(store.results / f"{run.name}.json", record_of(other, run.row, run.seed, 50.0))
+    records, remarks = store.collect(spec)
+    assert not records and len(remarks) == 2
+    for text in shown:
+        assert sum(text in remark for remark in remarks) == 1
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"spec": "s", "row": "a", "seed": 1, "hash": "z", "settings": []}'])
 def test_damaged_result_is_named(spec, store, text):
     store.results.mkdir()

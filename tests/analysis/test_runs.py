@@ -59,7 +59,7 @@ def test_names_tell_runs_apart(twins, tmp_path):
 def test_runs_are_called_as_one_likes(twins):
     names = ["cross entropy", "with/the losses"]
     assert [run.name for run in load_runs(list(map(str, twins)), names)] == names
-    for wrong in (names[:1], [names[0]] * 2, ["a b", "a_b"]):
+    for wrong in (names[:1], [names[0]] * 2):
         with pytest.raises(ValueError, match="names of 2 runs are .*: expected one for each, all differ"):
             load_runs(list(map(str, twins)), wrong)
 
@@ -134,6 +134,13 @@ class TestComparable:
         runs = load_runs(list(map(str, twins)))
         check_comparable(*runs, runs[0].cfg.DATASETS.TEST[0])
 
+    def test_the_dataset_of_the_training_need_not_be_known_here(self, twins):
+        edit_config(twins[1], lambda config: config["DATASETS"].update(TRAIN=["known_elsewhere"]))
+        runs = load_runs(list(map(str, twins)))
+        check_comparable(*runs, runs[0].cfg.DATASETS.TEST[0])
+        with pytest.raises(ValueError, match=r"contrast cannot be evaluated on camvid_11_val: .*\b11 classes"):
+            check_comparable(runs[1], runs[1], "camvid_11_val")
+
     def test_classes_of_other_names_are_refused(self, twins):
         def rename(config):
             (folders,) = config["DATASETS"]["FOLDERS"]
@@ -143,7 +150,7 @@ class TestComparable:
 
         edit_config(twins[1], rename)
         runs = load_runs(list(map(str, twins)))
-        with pytest.raises(ValueError, match="contrast cannot be evaluated on .*: class 3 is 'spots'.* and 'dots'"):
+        with pytest.raises(ValueError, match="contrast cannot be evaluated on .*: class 3 is 'dots'.* and 'spots'"):
             check_comparable(*runs, runs[0].cfg.DATASETS.TEST[0])
 
     def test_other_classes_are_refused(self, twins):
@@ -170,6 +177,23 @@ class TestCommonMaps:
         one.model.backbone.output_shape()["res3"] = other.model.backbone.output_shape()["res3"]
         other.model.backbone.output_shape()["res2"] = one.model.backbone.output_shape()["res2"]
         assert common_maps([baseline, one, other]) == {"res2": 4, "res3": 4}
+
+    def test_fine_to_coarse_whatever_their_order(self):
+        run = self.run("a", ["res5", "res2", "res1"])
+        for name, stride in (("res5", 32), ("res2", 4), ("res1", 4)):
+            run.model.backbone.output_shape()[name] = SimpleNamespace(channels=8, stride=stride)
+        assert list(common_maps([run], ["res5", "res2"]).items()) == [("res2", 4), ("res5", 32)]
+        assert list(common_maps([run], ["res5", "res2", "res1"])) == ["res2", "res1", "res5"]
+
+    def test_concatenated_maps_have_the_stride_of_the_first(self):
+        baseline, run = self.run("baseline", ["res2", "res3"]), self.run("a", ["res2", "res3", "res5"], enabled=True)
+        run.cfg.MODEL.CONTRAST.IN_FEATURES = ["res2+res3", "res3+res5"]
+        for each in (baseline, run):
+            each.model.backbone.output_shape()["res3"] = SimpleNamespace(channels=8, stride=8)
+        assert common_maps([baseline, run]) == {"res2+res3": 4}
+        assert common_maps([run], ["res3+res5"]) == {"res3+res5": 8}
+        with pytest.raises(ValueError, match="baseline has no feature map 'res5': it has res2, res3"):
+            common_maps([baseline, run], ["res2", "res3+res5"])
 
     def test_what_does_not_fit_is_named(self):
         a, b = self.run("a", ["res2", "res3"]), self.run("b", ["p2"])

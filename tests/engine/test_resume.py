@@ -1,5 +1,6 @@
 """Going on with a run under a config that differs from its own."""
 
+import json
 import logging
 import math
 
@@ -176,6 +177,11 @@ def test_nothing_left_to_train(make_cfg, run_folder, logged):
     assert "Nothing is left to train: SOLVER.MAX_ITER is 1" in logged()
     trainer.train()
     assert trainer.last_results["sem_seg"]["mIoU"] >= 0
+    # The results are of the two iterations that are trained.
+    lines = map(json.loads, (run_folder / "metrics.json").read_text().splitlines())
+    assert {line["iteration"] for line in lines if "sem_seg/mIoU" in line} == {2}
+    (record,) = run_folder.glob("inference/*/evaluation.json")
+    assert json.loads(record.read_text())["iteration"] == 1
 
 
 def test_changes_of_a_config():

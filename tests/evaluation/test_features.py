@@ -191,6 +191,12 @@ class TestAll:
         assert pairs["a", "b"]["neighbour_accuracy"] == 1
         assert pairs["a", "b"]["similarity_gap"] == pytest.approx(similarity_gap(maps["a"], maps["b"]))
 
+    def test_the_coarser_of_two_maps_has_its_neighbours_on_the_finer(self):
+        finer, coarser = draw(seed=1), draw(count=70, seed=2)
+        pairs = measure_scales({"finer": finer, "coarser": coarser})
+        expected = neighbours_by_loops(coarser, finer, 5)
+        assert pairs["finer", "coarser"]["neighbour_accuracy"] == pytest.approx(expected)
+
     def test_images_are_split_once(self):
         train, test = split_images(np.repeat(np.arange(9), 3))
         assert len(train) == 4 and sorted([*train, *test]) == list(range(9))

@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.data import Metadata
+from PIL import Image
+from tiny_models import small_model
 from torch.nn import functional as F
 
-from d2_contrast.evaluation import LabelledVectors, balance, sample_vectors
+from d2_contrast.evaluation import LabelledVectors, balance, sample_features, sample_vectors
 
 
 def test_every_image_gives_a_class_a_bounded_number():
@@ -59,6 +62,26 @@ def test_an_image_smaller_than_a_stride_has_one_position():
 def test_ignored_labels_give_nothing():
     points = sample_vectors([({"a": torch.ones(1, 3, 4, 4)}, torch.full((16, 16), 255))], {"a": 4})["a"]
     assert len(points) == 0 and points.vectors.shape == (0, 3) and len(balance(points, 10)) == 0
+
+
+def test_concatenated_maps_are_seen_with_their_projector(tmp_path):
+    contrast = {"IN_FEATURES": ["p2+p3"], "SCALE_WEIGHTS": [1.0], "CROSS_SCALE_PAIRS": [], "CROSS_SCALE_WEIGHTS": []}
+    keys = {f"MODEL__CONTRAST__{key}": value for key, value in contrast.items()}
+    model = small_model("cityscapes/uper_r101_contrast_bs12_120k.yaml", **keys).eval()
+    image = torch.randint(0, 256, (3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8).repeat(8, 0).repeat(8, 1) % 5).save(tmp_path / "a.png")
+    metadata = Metadata(name="x", stuff_classes=list("abcde"), ignore_label=255)
+    dicts = [{"sem_seg_file_name": str(tmp_path / "a.png")}]
+    raw, projected = sample_features(model, lambda _: {"image": image}, dicts, metadata, ["p2+p3", "p4"])
+    assert list(raw) == ["p2+p3", "p4"] and list(projected) == ["p2+p3"]
+    with torch.no_grad():
+        maps = model.backbone((image[None] - model.pixel_mean) / model.pixel_std)
+        larger = F.interpolate(maps["p3"], scale_factor=2, mode="bilinear", align_corners=False)
+        vectors = torch.cat([maps["p2"], larger], 1)[0].flatten(1).t()
+        found = torch.from_numpy(raw["p2+p3"].vectors)
+        assert len(found) > 20 and torch.cdist(found.double(), vectors.double()).amin(1).max() < 1e-4
+        expected = F.normalize(model.contrast.projectors["p2+p3"].project_vectors(found))
+    np.testing.assert_allclose(projected["p2+p3"].vectors, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_values_that_are_not_finite_are_refused():

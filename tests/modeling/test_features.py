@@ -29,6 +29,14 @@ def test_a_baseline_has_the_maps_of_its_twin(baseline, twin, names, pytestconfig
         assert contrasted_features(cfg, shapes) == names
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_concatenated_maps_are_contrasted(enabled):
+    cfg = load_config("", ["MODEL.CONTRAST.ENABLED", str(enabled)])
+    cfg.MODEL.CONTRAST.IN_FEATURES, cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res2+res3", "res3+res9"], ["res2"]
+    shapes = dict.fromkeys(STAGES, ShapeSpec(channels=8, stride=4))
+    assert contrasted_features(cfg, shapes) == ["res2+res3"]
+
+
 def test_a_backbone_with_other_names():
     assert contrasted_features(load_config(""), {"fine": ShapeSpec(stride=4), "coarse": ShapeSpec(stride=8)}) == [
         "fine",
