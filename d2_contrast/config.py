@@ -329,7 +329,8 @@ def _add_backbones(cfg: CN) -> None:
 
 
 def _add_heads(cfg: CN) -> None:
-    # Dropout probability before the last layer, for the heads of this project.
+    # Dropout probability before the last layer, for the heads of this project but "DeepSupervisionHead", without one,
+    # and "ASPPHead", which reads ASPP_DROPOUT, and ASPP_CHANNELS instead of CONVS_DIM.
     cfg.MODEL.SEM_SEG_HEAD.DROPOUT = 0.1
 
     # MODEL.OCR, for MODEL.SEM_SEG_HEAD.NAME "OCRHead", of which CONVS_DIM and DROPOUT count, too.
@@ -363,7 +364,7 @@ def _add_heads(cfg: CN) -> None:
     # MODEL.AUX_HEAD: a second head, in training only.
     cfg.MODEL.AUX_HEAD = CN()
     # Its name in Detectron2's registry of semantic segmentation heads, such as "FCNHead" on one feature map; "" for
-    # none. Keys that are not here are read from MODEL.SEM_SEG_HEAD.
+    # none. Keys that are not here are read from MODEL.SEM_SEG_HEAD, so those of "ASPPHead" named ASPP_...
     cfg.MODEL.AUX_HEAD.NAME = ""
     cfg.MODEL.AUX_HEAD.IN_FEATURES = ["res4"]
     cfg.MODEL.AUX_HEAD.CONVS_DIM = 256

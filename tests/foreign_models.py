@@ -22,7 +22,7 @@ def randomise(model: nn.Module) -> nn.Module:
 def detectron2_resnet(depth=18) -> nn.Module:
     cfg = get_cfg()
     cfg.MODEL.RESNETS.DEPTH = depth
-    if depth == 18:
+    if depth in (18, 34):
         cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
     cfg.MODEL.RESNETS.NORM = "BN"
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False

@@ -29,6 +29,8 @@ RUNNING = ("running_mean", "running_var")
 TAG = "last_checkpoint"
 OWN_NAME = re.compile(r"model_(\d+|final|best)\.pth")
 
+# The backbone of a whole model, with its pyramids.
+BACKBONE = re.compile(r"(module\.)*backbone\.")
 # Where projectors stood before they belonged to the contrastive branch.
 OLD_PROJECTORS = re.compile(r"^((?:module\.)*)projectors\.")
 
@@ -52,8 +54,9 @@ class ContrastCheckpointer(DetectionCheckpointer):
 
     - Files are written whole or not at all, and only with finite numbers. A file that is damaged is reported as that,
       and the newest one before it is taken.
-    - Checkpoints of whole models, ours or Detectron2's, are loaded as Detectron2 does. In any other file it looks for
-      the weights of a backbone and loads them by :func:`~d2_contrast.modeling.weights.load_backbone`.
+    - Checkpoints of whole models, ours or Detectron2's, are loaded as Detectron2 does. In any other file, and where the
+      backbone of a whole model has other names, as it has with and without a pyramid, it looks for the weights of a
+      backbone and loads them by :func:`~d2_contrast.modeling.weights.load_backbone`.
 
     Attributes:
         config: text of the config, which every checkpoint holds as "config"; "" for none.
@@ -263,6 +266,7 @@ class ContrastCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict):
         weights = checkpoint["model"]
+        self._convert_ndarray_to_tensor(weights)
         backbone, prefix = innermost_backbone(self.model)
         is_whole = any(re.match(r"(module\.)?sem_seg_head\.", name) for name in weights)
         is_caffe2 = checkpoint.get("__author__") == "Caffe2"
@@ -276,13 +280,42 @@ class ContrastCheckpointer(DetectionCheckpointer):
             for name in weights.keys() & own.keys():
                 if is_integer(weights[name]) and own[name].is_floating_point():
                     raise ValueError(f"{self._path}: {name} holds {weights[name].dtype}: expected floats")
+            below = {name: tensor for name, tensor in weights.items() if BACKBONE.match(name)}
             incompatible = super()._load_model(checkpoint)
+            if backbone is not None and below:
+                incompatible = self._load_below(incompatible, backbone, prefix, below)
             self._report(incompatible, prefix)
             return incompatible
-        self._convert_ndarray_to_tensor(weights)
-        load_backbone(backbone, checkpoint.pop("model"), self._path)
+        left = load_backbone(backbone, checkpoint.pop("model"), self._path)
         self.missing = [name for name in self.model.state_dict() if not name.startswith(prefix)]
+        self.missing += [prefix + name for name in left]
         return None
+
+    def _load_below(self, incompatible, backbone: nn.Module, prefix: str, weights: Mapping[str, Tensor]):
+        """Load the backbone by itself if not all of it, or not it alone, was found by name in a whole model.
+
+        Args:
+            incompatible: what Detectron2 found of the whole model.
+            backbone: of our model, below its pyramids.
+            prefix: of the names of its tensors.
+            weights: those of the file's backbone, with its pyramids.
+
+        Returns:
+            ``incompatible`` after that.
+
+        Raises:
+            ValueError: they are not the weights of this backbone.
+        """
+        missing = [name for name in incompatible.missing_keys if not name.endswith(DERIVED)]
+        misshapen = [name for name, *_ in incompatible.incorrect_shapes]
+        if not any(name.startswith(prefix) for name in (*missing, *misshapen, *incompatible.unexpected_keys)):
+            return incompatible
+        left = load_backbone(backbone, weights, self._path)
+        return incompatible._replace(
+            missing_keys=[name for name in missing if not name.startswith(prefix)] + [prefix + name for name in left],
+            unexpected_keys=[name for name in incompatible.unexpected_keys if not BACKBONE.match(name)],
+            incorrect_shapes=[entry for entry in incompatible.incorrect_shapes if not entry[0].startswith(prefix)],
+        )
 
     def _report(self, incompatible, prefix: str) -> None:
         self.missing = missing = [name for name in incompatible.missing_keys if not name.endswith(DERIVED)]

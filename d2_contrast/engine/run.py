@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch import nn
 
@@ -64,6 +65,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict:
     With SOLVER.EMA.ENABLED the moving average that the checkpoint holds is evaluated, as in training.
 
     Raises:
+        SystemExit: the results differ from TEST.EXPECTED_RESULTS.
         ValueError: there are no weights to evaluate, or they are not those of a whole network.
     """
     path = (resume and find_weights(cfg.OUTPUT_DIR)) or cfg.MODEL.WEIGHTS
@@ -79,7 +81,10 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict:
     for folder in folders.values():
         save_config(cfg, folder)
     # Beside the results, since those of training are in OUTPUT_DIR.
-    return _finish(cfg, model, results, folders, next(iter(folders.values()), cfg.OUTPUT_DIR))
+    results = _finish(cfg, model, results, folders, next(iter(folders.values()), cfg.OUTPUT_DIR))
+    if cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+        verify_results(cfg, results)
+    return results
 
 
 def _finish(cfg: CfgNode, model: nn.Module, results: dict, folders: Mapping[str, str], picture_folder: str) -> dict:

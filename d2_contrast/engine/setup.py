@@ -28,6 +28,9 @@ from .parallel import on_main_process
 from .run_folder import prepare_folder
 from .schedule import check_schedule
 
+# Keys of MODEL.SEM_SEG_HEAD, and of MODEL.AUX_HEAD, that heads of this project do not read.
+UNREAD_BY_HEADS = {"ASPPHead": ("CONVS_DIM", "DROPOUT"), "DeepSupervisionHead": ("DROPOUT",)}
+
 logger = logging.getLogger(__name__)
 
 
@@ -176,14 +179,18 @@ def check_parts(cfg: CfgNode) -> None:
 
 def unread_keys(cfg: CfgNode) -> set[str]:
     """Keys that no part of the network reads, such as one of this project where that part is Detectron2's."""
+    head, aux_head = cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.AUX_HEAD.NAME
     keys = set()
-    if _is_detectron2s(SEM_SEG_HEADS_REGISTRY, cfg.MODEL.SEM_SEG_HEAD.NAME):
-        keys |= {"MODEL.SEM_SEG_HEAD.DROPOUT"}
+    for section, name in (("SEM_SEG_HEAD", head), ("AUX_HEAD", aux_head)):
+        if name:
+            unread = ("DROPOUT",) if _is_detectron2s(SEM_SEG_HEADS_REGISTRY, name) else UNREAD_BY_HEADS.get(name, ())
+            keys |= {f"MODEL.{section}.{key}" for key in unread}
     if _is_detectron2s(BACKBONE_REGISTRY, _innermost_backbone(cfg)):
         keys |= {"MODEL.BACKBONE.NORM"}
     else:
         keys |= {"MODEL.BACKBONE.FREEZE_AT"}
-    if not cfg.MODEL.AUX_HEAD.NAME:
+    # The first prediction of OCRHead is an auxiliary one; Detectron2's heads keep their own loss.
+    if head != "OCRHead" and (not aux_head or _is_detectron2s(SEM_SEG_HEADS_REGISTRY, aux_head)):
         keys |= {"MODEL.PIXEL_LOSS.AUX_NAME"}
     if cfg.SOLVER.OPTIMIZER == "AdamW":
         keys |= {"SOLVER.MOMENTUM", "SOLVER.NESTEROV"}

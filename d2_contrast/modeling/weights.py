@@ -6,8 +6,8 @@
 - any other timm model, for a TimmBackbone of the same name;
 - any encoder of segmentation_models_pytorch, for an SMPBackbone of the same name.
 
-Every load logs a summary of what was matched. Too few matches are an error: a backbone that silently starts from random
-weights costs days.
+Every load logs a summary of what was matched. Too few matches are an error, as are weights of another depth or stem:
+a backbone that silently starts from random weights costs days.
 """
 
 import logging
@@ -26,14 +26,14 @@ from torch import Tensor, nn
 # norms of equal width would let a ResNet-50 pass for a ResNet-34.)
 MIN_MATCHED = 0.9
 
-# Prefixes of a backbone inside a larger model.
-WRAPPERS = re.compile(r"^((module|model|backbone|bottom_up|body|encoder)\.)+")
+# Prefixes of a backbone inside a larger model; timm may join one to the next name by "_".
+WRAPPERS = re.compile(r"^((module|model|backbone|bottom_up|net|body|encoder)[._])+")
 # Buffers that follow from the structure, or only count.
 DERIVED = ("num_batches_tracked", "relative_position_index", "attn_mask")
 # From Detectron2's names for the layers of a ResNet to torchvision's.
 RESNET_NAMES = (
-    (re.compile(r"^stem\.conv1\.norm\."), "bn1."),
-    (re.compile(r"^stem\.conv1\."), "conv1."),
+    (re.compile(r"^stem[._]conv1\.norm\."), "bn1."),
+    (re.compile(r"^stem[._]conv1\."), "conv1."),
     (re.compile(r"^res([2-5])\."), lambda match: f"layer{int(match[1]) - 1}."),
     (re.compile(r"\.shortcut\.norm\."), ".downsample.1."),
     (re.compile(r"\.shortcut\."), ".downsample.0."),
@@ -88,18 +88,23 @@ def load_download(backbone: nn.Module, create: Callable[[], nn.Module], source: 
     load_backbone(backbone, weights, source)
 
 
-def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: str) -> list[str]:
     """Load ``weights``, in any naming that this module knows, into ``backbone`` and log a summary.
 
-    Tables of relative positions are resized where the attention windows differ.
+    Tables of relative positions are resized where the attention windows differ. Modules that the backbone lacks, such
+    as a classifier, are left out.
 
     Args:
         backbone: a backbone without pyramid.
         weights: tensors by name.
         source: where they come from, for messages.
 
+    Returns:
+        Names of the backbone's tensors that stay as they were.
+
     Raises:
-        ValueError: they match too little of the backbone.
+        ValueError: they match too little of the backbone, a convolution or linear layer of it is not among them or has
+            another shape there, or a module of it has more tensors there.
     """
     own = backbone.state_dict()
     names, foreign = canonical_names(own), canonical_names(weights)
@@ -112,7 +117,7 @@ def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: st
             side = (int(len(own[name]) ** 0.5) + 1) // 2
             tensor = resize_rel_pos_bias_table_simple(tensor, (side, side), own[name].shape)
             resized.append(name)
-        if canonical.endswith("patch_embed.proj.weight") and tensor.shape[:2] == own[name].shape[:2]:
+        if canonical.endswith("patch_embed_proj_weight") and tensor.shape[:2] == own[name].shape[:2]:
             tensor = resample_patch_embed(tensor, list(own[name].shape[2:]))
         if canonical.endswith("pos_embed") and tensor.ndim == own[name].ndim == 3:
             tensor = _resize_positions(tensor, own[name].shape[1])
@@ -129,10 +134,24 @@ def load_backbone(backbone: nn.Module, weights: Mapping[str, Tensor], source: st
     )
     if resized:
         summary += f"; {len(resized)} tables of relative positions resized to another window"
-    if sum(own[name].numel() for name in matched) < MIN_MATCHED * sum(own[name].numel() for name in names.values()):
-        raise ValueError(f"These are not the weights of this backbone ({describe(own)}). {summary}")
+    lost = [name for name in (*missing, *misshapen) if name.endswith("weight") and own[name].ndim > 1]
+    surplus = _inside_modules(unused, names.values())
+    share = sum(own[name].numel() for name in matched) / sum(own[name].numel() for name in names.values())
+    if share < MIN_MATCHED or lost or surplus:
+        raise ValueError(
+            f"These are not the weights of this backbone ({describe(own)}). {summary}; convolutions and linear layers "
+            f"without weights: {summarise_names(lost)}; more than its modules have: {summarise_names(surplus)}"
+        )
     backbone.load_state_dict(matched, strict=False)
     logger.info(summary)
+    return missing + misshapen
+
+
+def _inside_modules(names: Iterable[str], own: Iterable[str]) -> list[str]:
+    """Those of ``names`` that lie in one of the outermost modules of the tensors ``own``."""
+    modules = {re.escape(_shorten(name).partition(".")[0]).replace("_", "[._]") for name in own}
+    pattern = re.compile(rf"({'|'.join(modules)})(_\d+)?\.")
+    return [name for name in names if pattern.match(_shorten(name))]
 
 
 def _resize_positions(embedding: Tensor, count: int) -> Tensor:
@@ -153,25 +172,30 @@ def is_integer(tensor: Tensor) -> bool:
 
 
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
-    """Map each name, without the parts that differ between implementations, to itself; skip derived buffers."""
-    canonical = {}
-    for name in names:
-        if not name.endswith(DERIVED):
-            # timm joins the names of nested modules in some of its feature extractors: layers_0, stages_0.
-            short = re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", WRAPPERS.sub("", name))
-            for pattern, replacement in RESNET_NAMES:
-                short = pattern.sub(replacement, short)
-            canonical[short] = name
+    """Map each name, without the parts that differ between implementations, to itself; skip derived buffers.
+
+    Dots become "_": in many of its feature extractors timm joins the names of the two outermost modules by it, as in
+    stem_conv, layers_0 and features_denseblock1.
+    """
+    canonical = {_shorten(name).replace(".", "_"): name for name in names if not name.endswith(DERIVED)}
     # Swin Transformers merge patches at the end of a stage, timm's at the beginning of the next.
     if any(name.endswith(TABLE) for name in canonical) and not any(
-        name.startswith("layers.0.downsample.") for name in canonical
+        name.startswith("layers_0_downsample_") for name in canonical
     ):
-        pattern = re.compile(r"^layers\.([1-9])\.downsample\.")
+        pattern = re.compile(r"^layers_([1-9])_downsample_")
         canonical = {
-            pattern.sub(lambda match: f"layers.{int(match[1]) - 1}.downsample.", short): name
+            pattern.sub(lambda match: f"layers_{int(match[1]) - 1}_downsample_", short): name
             for short, name in canonical.items()
         }
     return canonical
+
+
+def _shorten(name: str) -> str:
+    """A name without prefixes, in torchvision's naming if it is of a ResNet."""
+    short = WRAPPERS.sub("", name)
+    for pattern, replacement in RESNET_NAMES:
+        short = pattern.sub(replacement, short)
+    return short
 
 
 def describe(names: Iterable[str]) -> str:
@@ -179,11 +203,11 @@ def describe(names: Iterable[str]) -> str:
     short = canonical_names(names)
     if any(name.endswith(TABLE) for name in short):
         return "a Swin Transformer"
-    if any(name.startswith("stage4.") for name in short):
+    if any(name.startswith("stage4_") for name in short):
         return "an HRNet"
-    if any(name.startswith("layer4.") for name in short):
+    if any(name.startswith("layer4_") for name in short):
         return "a ResNet"
-    return f"an unknown network ({summarise_names(short)})"
+    return f"an unknown network ({summarise_names(short.values())})"
 
 
 def innermost_backbone(model: nn.Module) -> tuple[nn.Module | None, str]:

@@ -17,8 +17,10 @@ from torch.optim.swa_utils import AveragedModel
 from d2_contrast.engine.checkpoint import TAG, ContrastCheckpointer, NonFiniteError
 from d2_contrast.engine.checkpoint_files import DamagedFileError, file_kind
 from d2_contrast.modeling.backbone import UPerFPN
+from d2_contrast.modeling.weights import innermost_backbone
 
 UPER = "cityscapes/uper_r101_contrast_bs12_120k.yaml"
+DEEPLAB = "cityscapes/deeplabv3_r101_contrast_bs12_120k.yaml"
 
 
 def test_pyramids_load_the_backbone_below(tmp_path):
@@ -115,8 +117,35 @@ def test_file_kinds(tmp_path):
 def test_checkpoint_of_another_model_is_refused(tmp_path):
     other = small_model("cityscapes/uper_swin_t_contrast_bs8_160k.yaml")
     DetectionCheckpointer(other, str(tmp_path)).save("other")
-    with pytest.raises(ValueError, match="not the weights of this model's backbone.*0 of|whole model; "):
+    with pytest.raises(ValueError, match="not the weights of this backbone .a ResNet.*a Swin Transformer; 0 of"):
         ContrastCheckpointer(small_model(UPER)).load(str(tmp_path / "other.pth"))
+    heads = {k: v for k, v in other.state_dict().items() if not k.startswith("backbone.")}
+    torch.save({"model": heads}, tmp_path / "heads.pth")
+    with pytest.raises(ValueError, match="not the weights of this model's backbone.*whole model; "):
+        ContrastCheckpointer(small_model(UPER)).load(str(tmp_path / "heads.pth"))
+
+
+@pytest.mark.parametrize(("source", "target"), [(DEEPLAB, UPER), (UPER, DEEPLAB)])
+def test_backbones_go_from_and_to_pyramids(tmp_path, caplog, source, target):
+    theirs, ours = randomise(small_model(source)), small_model(target)
+    path = str(tmp_path / "theirs.pth")
+    torch.save({"model": {f"module.{k}": v for k, v in theirs.state_dict().items()}}, path)
+    checkpointer = ContrastCheckpointer(ours)
+    with caplog.at_level(logging.INFO, "d2_contrast"):
+        checkpointer.load(path)
+    body, expected = (innermost_backbone(m)[0].state_dict() for m in (ours, theirs))
+    assert all(torch.equal(body[name], x) for name, x in expected.items())
+    assert f"{path}: a ResNet; 100 of the backbone's 100 tensors loaded; missing: none" in caplog.text
+    assert any(name.startswith("sem_seg_head.") for name in checkpointer.missing)
+    assert not any(".body." in name for name in checkpointer.missing)
+
+
+@pytest.mark.parametrize("source", [DEEPLAB, UPER])
+def test_deeper_backbones_of_whole_models_are_refused(tmp_path, source):
+    path = str(tmp_path / "deeper.pth")
+    torch.save({"model": small_model(source, MODEL__TIMM__NAME="resnet34").state_dict()}, path)
+    with pytest.raises(ValueError, match=r"backbone .a ResNet.*more than its modules have: layer1 .10."):
+        ContrastCheckpointer(small_model(UPER)).load(path)
 
 
 # Our own checkpoints

@@ -148,6 +148,13 @@ def test_evaluation_needs_a_whole_network(make_cfg, tmp_path):
         evaluate(cfg)
 
 
+def test_evaluation_verifies_expected_results(make_cfg, trained):
+    options = ["MODEL.WEIGHTS", trained / "model_final.pth", "VISUALIZE.NUM_IMAGES", 0, "TEST.EXPECTED_RESULTS"]
+    evaluate(make_cfg(*options, [["sem_seg", "mIoU", 50.0, 50.0]]))
+    with pytest.raises(SystemExit):
+        evaluate(make_cfg(*options, [["sem_seg", "mIoU", 200.0, 50.0]]))
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_configs_of_the_embedded_dataset_run_as_shipped(tiny_datasets, tmp_path, name):
     """With fewer iterations and images, and nothing else changed: training, evaluations and pictures."""

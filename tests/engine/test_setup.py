@@ -2,6 +2,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2_contrast.data.datasets.shapes_drawing import CLASSES
+from d2_contrast.engine.setup import unread_keys
 
 SHAPES = list(CLASSES)
 
@@ -63,6 +64,24 @@ def test_keys_without_effect_are_said(make_cfg, logged):
     make_cfg("MODEL.BACKBONE.FREEZE_AT", 5, "MODEL.RPN.NMS_THRESH", 0.5, "SOLVER.MOMENTUM", 0.5)
     (line,) = [line for line in logged().splitlines() if "of no effect" in line]
     assert line.endswith("MODEL.BACKBONE.FREEZE_AT, MODEL.RPN.NMS_THRESH, SOLVER.MOMENTUM")
+
+
+@pytest.mark.parametrize(
+    ("head", "aux_head", "expected"),
+    [
+        ("UPerHead", "", {"PIXEL_LOSS.AUX_NAME"}),
+        ("UPerHead", "FCNHead", set()),
+        ("UPerHead", "SemSegFPNHead", {"AUX_HEAD.DROPOUT", "PIXEL_LOSS.AUX_NAME"}),
+        ("UPerHead", "DeepSupervisionHead", {"AUX_HEAD.DROPOUT"}),
+        ("UPerHead", "ASPPHead", {"AUX_HEAD.CONVS_DIM", "AUX_HEAD.DROPOUT"}),
+        ("OCRHead", "", set()),
+        ("ASPPHead", "FCNHead", {"SEM_SEG_HEAD.CONVS_DIM", "SEM_SEG_HEAD.DROPOUT"}),
+        ("DeepSupervisionHead", "", {"SEM_SEG_HEAD.DROPOUT", "PIXEL_LOSS.AUX_NAME"}),
+    ],
+)
+def test_keys_that_heads_do_not_read(make_cfg, head, aux_head, expected):
+    cfg = make_cfg("MODEL.SEM_SEG_HEAD.NAME", head, "MODEL.AUX_HEAD.NAME", repr(aux_head))
+    assert {key for key in unread_keys(cfg) if "HEAD" in key or "LOSS" in key} == {f"MODEL.{key}" for key in expected}
 
 
 @pytest.mark.parametrize(

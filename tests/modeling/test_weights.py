@@ -154,6 +154,33 @@ def test_convnext():
         assert_equal_maps(list(ours(image).values()), theirs.forward_intermediates(image, intermediates_only=True))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnetv2_18",  # stem_conv, stages_0
+        "botnet26t_256",  # stem_conv1
+        "efficientvit_b0",  # stem_in_conv
+        "efficientvit_m0",  # patch_embed_conv1
+        "densenet121",  # features_denseblock1
+        "tresnet_m",  # body_conv1
+        "shvit_s1",  # patch_embed_0
+        "regnety_002",  # no joined name
+        "convnext_atto",  # stem_0
+    ],
+)
+def test_timm_models_from_their_own_weights(name):
+    """timm makes equal weights of equal seeds, whether or not it takes the network apart for its maps."""
+
+    def make(seed, **options):
+        torch.manual_seed(seed)
+        return timm.create_model(name, **options)
+
+    ours = nn.ModuleDict({"body": make(2, features_only=True)})
+    assert load_backbone(ours, make(1).state_dict(), "file") == []
+    expected, own = make(1, features_only=True).state_dict(), ours["body"].state_dict()
+    assert all(torch.equal(own[key], x) for key, x in expected.items())
+
+
 def test_tables_of_another_window():
     """Bicubic, as the authors resize them; against OpenCV."""
     theirs = randomise(Swin(**SWIN, window_size=12))
@@ -181,6 +208,11 @@ def test_tables_of_another_window():
         (lambda: timm_swin(), r"this backbone \(a ResNet\). file: a Swin Transformer; 0 of the backbone's 100"),
         (lambda: timm.create_model("hrnet_w18_small"), "an HRNet; "),
         (lambda: nn.Linear(2, 2), "an unknown network .bias, weight.; 0 of"),
+        # Deeper, with another stem, with more in each block.
+        (lambda: torchvision.models.resnet34(), r"100 of the .*without weights: none; more than .*: layer1 \(10\), la"),
+        (lambda: detectron2_resnet(34), r"without weights: none; more than .*: res2 \(10\), "),
+        (lambda: timm.create_model("resnet18d"), "without weights: body.conv1.weight"),
+        (lambda: timm.create_model("seresnet18"), r"100 of the .*more than its modules have: layer1 \(8\)"),
     ],
 )
 def test_other_networks_are_refused(weights, message):
@@ -189,6 +221,16 @@ def test_other_networks_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         load_backbone(backbone, weights().state_dict(), "file")
     assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["layers.2", "layers_2"])
+@pytest.mark.parametrize("make", [lambda: Swin(**SWIN), lambda: timm_swin(features_only=True)], ids=["ours", "timm's"])
+def test_a_deeper_swin_is_refused(make, joined):
+    deeper = official_swin_state(SwinTransformer(**SWIN | {"depths": [2, 1, 3, 1]}))
+    if joined:
+        deeper = {name.replace("layers.", "layers_", 1): tensor for name, tensor in deeper.items()}
+    with pytest.raises(ValueError, match=r"more than its modules have: layers(_2)? \(13\)"):
+        load_backbone(make(), deeper, "file")
 
 
 # Downloads
