@@ -350,6 +350,8 @@ class Trainer(DefaultTrainer):
             return EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
         if isinstance(hook, PeriodicCheckpointer):
             return CheckpointHook(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.MAX_TO_KEEP)
+        if isinstance(hook, PeriodicWriter):
+            return WriterHook(hook._writers, self.cfg.TEST.EVAL_PERIOD)
         return hook
 
     def _evaluate(self) -> dict:
@@ -431,6 +433,21 @@ class CheckpointHook(PeriodicCheckpointer):
             super().after_step()
         if self.keep and (is_end or done % self.period == 0):
             self.checkpointer.remove_oldest(self.keep - is_end)
+
+
+class WriterHook(PeriodicWriter):
+    """Write every 20 iterations, and after each evaluation: writers take no more than the last value of a name."""
+
+    def __init__(self, writers: Sequence[EventWriter], evaluation_period: int):
+        super().__init__(writers)
+        self.evaluation_period = evaluation_period
+
+    def after_step(self) -> None:
+        if self.evaluation_period > 0 and (self.trainer.iter + 1) % self.evaluation_period == 0:
+            for writer in self._writers:
+                writer.write()
+        else:
+            super().after_step()
 
 
 def results_by_dataset(cfg: CfgNode, results: dict) -> dict[str, dict]:
