@@ -320,6 +320,8 @@ class Trainer(DefaultTrainer):
             self.checkpointer.save(f"model_{done:07d}", iteration=done)
         except Exception as failure:
             return f"Nothing is saved ({failure}); {last}"
+        if self.cfg.SOLVER.MAX_TO_KEEP:
+            self.checkpointer.remove_oldest(self.cfg.SOLVER.MAX_TO_KEEP)
         return f"{self.checkpointer.last_checkpoint()} is saved: go on with --resume"
 
     def build_hooks(self) -> list[HookBase]:
