@@ -48,7 +48,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         return _in_one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"stdout: {error.strerror}"  # files are written by output.write_whole, which names them
+        return f"stdout: {error.strerror}"  # files are written through d2_contrast.output, which names them
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
         reason = " ".join(str(error).split()) or "of the main memory"
         return (
