@@ -37,7 +37,7 @@ from .step_dump import dump_path, save_step
 from .stop import StopEvaluation, StoppableEvaluator, Stopped, StopRequests
 from .stripped import BestWeights
 from .train_step import NonFinitePolicy, TrainStep
-from .wandb_writer import WandbWriter
+from .wandb_writer import WandbWriter, start_record
 
 CONFIG_FILE = "config.yaml"
 
@@ -345,7 +345,10 @@ class Trainer(DefaultTrainer):
             LateWriter(lambda: MetricsWriter(os.path.join(folder, METRICS), start_iter=trainer.start_iter)),
             LateWriter(lambda: TensorboardXWriter(folder, purge_step=trainer.start_iter)),
         ]
-        return [*writers, WandbWriter(self.cfg)] if self.cfg.WANDB.PROJECT else writers
+        if self.cfg.WANDB.PROJECT:
+            record = start_record(self.cfg)
+            writers.append(LateWriter(lambda: WandbWriter(record, start_iter=trainer.start_iter)))
+        return writers
 
     def _our_hook(self, hook: HookBase | None) -> HookBase | None:
         if isinstance(hook, EvalHook):
