@@ -33,18 +33,22 @@ PEER_SILENT = re.compile("gloo.*Timed out waiting", re.DOTALL)
 NO_ANSWER = "Another process of this job did not answer within PROCESS_GROUP_TIMEOUT"
 
 
+class ElsewhereError(Exception):
+    """A bug has shown in another process of the job: the message is its traceback."""
+
+
 def explain(error: BaseException) -> str | None:
     """Say in a sentence what an exception means to a user, None if it is a bug.
 
     Such are exceptions raised by a raise statement of this package, values and keys that the libraries below it refuse,
     errors of the operating system about a file, and a lack of memory.
     """
+    if isinstance(error, ElsewhereError):
+        return None
     if isinstance(error, OSError) and error.filename is not None:
         return _in_one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"stdout: {error.strerror}"  # files are written by output.write_whole, which names them
-    if _speaks_to_users(error):
-        return _in_one_line(message_of(error))
+        return f"stdout: {error.strerror}"  # files are written through d2_contrast.output, which names them
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
         reason = " ".join(str(error).split()) or "of the main memory"
         return (
@@ -55,7 +59,10 @@ def explain(error: BaseException) -> str | None:
         return _explain_worker(str(error))
     if PEER_SILENT.search(str(error)):
         return NO_ANSWER
-    return PEER_ENDED if PEER_LOST.search(str(error)) else None
+    if PEER_LOST.search(str(error)):
+        return PEER_ENDED
+    # Last, since an exception that another process has handed over is raised again by this package.
+    return _in_one_line(message_of(error)) if _speaks_to_users(error) else None
 
 
 def message_of(error: BaseException) -> str:

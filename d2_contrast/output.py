@@ -43,6 +43,19 @@ def write_whole(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         raise OSError(f"{path}: cannot write this file ({reason.strerror})") from error
 
 
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Name the file in errors of the operating system while lines are added to it; of a full disk it names none.
+
+    Raises:
+        OSError: it cannot be written; the message names the file and says why.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{os.fspath(path)}: cannot write this file ({error.strerror})") from error
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text by :func:`write_whole`, into a folder that is made if need be."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)

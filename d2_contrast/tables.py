@@ -39,6 +39,20 @@ def write_json(path: str | os.PathLike, data: Mapping) -> None:
     write_text(path, json.dumps(_without_nan(data), indent=1, allow_nan=False) + "\n")
 
 
+def read_json_lines(path: str | os.PathLike) -> list[dict]:
+    """The JSON objects of a file that has one a line; lines that are none, as one that was cut off, are left out."""
+    records = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                records.append(record)
+    return records
+
+
 def _without_nan(data):
     if isinstance(data, Mapping):
         return {key: _without_nan(value) for key, value in data.items()}

@@ -4,6 +4,9 @@ import json
 import logging
 import os
 
+from ..output import naming
+from ..tables import read_json_lines
+
 SKIPPED = "skipped_samples.jsonl"
 # This many in a row mean that more is wrong than some files.
 MAX_IN_ROW = 50
@@ -27,6 +30,7 @@ class SkippedSamples:
 
         Raises:
             ValueError: it is one of many in a row.
+            OSError: the file cannot be written.
         """
         self._in_row += 1
         if self._in_row >= MAX_IN_ROW:
@@ -36,7 +40,7 @@ class SkippedSamples:
             ) from reason
         logger.warning("Skipped: %s", reason)
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"file_name": file_name, "reason": str(reason)}) + "\n")  # one write: never mixed
 
     def note_success(self) -> None:
@@ -44,10 +48,9 @@ class SkippedSamples:
         self._in_row = 0
 
     def describe(self) -> str:
-        """All of them in one text, "" for none."""
+        """All of them in one text, "" for none. A line that was cut off when a run was killed is left out."""
         try:
-            with open(self.path, encoding="utf-8") as file:
-                notes = [json.loads(line) for line in file]
+            notes = [note for note in read_json_lines(self.path) if {"file_name", "reason"} <= note.keys()]
         except FileNotFoundError:
             return ""
         reasons = {note["file_name"]: note["reason"] for note in notes}

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 
-from ..output import write_text
+from ..output import naming, write_text
+from ..tables import read_json_lines
 
 WINDOW = 20  # iterations over which the median of smoothed values is taken
 
@@ -48,13 +49,11 @@ class MetricsWriter(EventWriter):
             if iteration > self._written.get(name, -1):
                 lines[iteration][name] = value if math.isfinite(value) else None
                 self._written[name] = iteration
-        try:
+        with naming(self.path):
             for iteration, values in sorted(lines.items()):
                 self._file.write(_line({**values, "iteration": iteration}))
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise OSError(f"{self.path}: cannot write this file ({error.strerror})") from error
 
     def close(self) -> None:
         self._file.close()
@@ -78,16 +77,7 @@ class LateWriter(EventWriter):
 
 def read_lines(path: str) -> list[dict]:
     """The records of a metrics.json; lines that are none are left out."""
-    records = []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and isinstance(record.get("iteration"), int):
-                records.append(record)
-    return records
+    return [record for record in read_json_lines(path) if isinstance(record.get("iteration"), int)]
 
 
 def _line(record: Mapping) -> str:

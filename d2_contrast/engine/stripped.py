@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..data import Classes
+from ..evaluation import hash_settings
 from ..modeling.meta_arch import TRAINING_ONLY
 from ..output import write_whole
 
@@ -59,7 +60,8 @@ def read_header(path: str) -> dict[str, str]:
 class BestWeights:
     """Keeps ``model_best.safetensors`` in OUTPUT_DIR: the weights of the best evaluation so far by TEST.BEST_METRIC.
 
-    Where no evaluation gives this metric, they are those of the end. To be used in the main process.
+    Where no evaluation gives this metric, they are those of the end. Scores on another first of DATASETS.TEST, or by
+    other settings of evaluation, are not compared. To be used in the main process.
     """
 
     def __init__(self, cfg: CfgNode, goes_on: bool):
@@ -71,11 +73,15 @@ class BestWeights:
         self.cfg = cfg
         self.path = os.path.join(cfg.OUTPUT_DIR, BEST)
         self.metric = cfg.TEST.BEST_METRIC
+        self.measured = {"dataset": next(iter(cfg.DATASETS.TEST), ""), "settings": hash_settings(cfg)}
         self.score = -math.inf
         if goes_on and os.path.isfile(self.path):
             try:
-                scores = json.loads(read_header(self.path).get("scores", "{}"))
-                self.score = float(scores.get(self.metric, -math.inf))
+                header = read_header(self.path)
+                if self.measured.items() <= {**self.measured, **header}.items():  # older files do not say it
+                    self.score = float(json.loads(header.get("scores", "{}")).get(self.metric, -math.inf))
+                else:
+                    logger.warning("%s is of another test dataset or other settings: it is written anew", self.path)
             except (OSError, ValueError, AttributeError, TypeError, safetensors.SafetensorError) as error:
                 logger.warning("%s cannot be read (%s): it is written anew", self.path, error)
 
@@ -101,6 +107,7 @@ class BestWeights:
             Classes.of_config(self.cfg),
             iteration=iteration,
             scores=json.dumps(scores),
+            **self.measured,
         )
         said = f"{self.metric} {score:.2f}" if scores else "the last weights, since no evaluation tells which are best"
         logger.info("%s holds %s", self.path, said)

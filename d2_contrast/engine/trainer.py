@@ -37,7 +37,7 @@ from .step_dump import dump_path, save_step
 from .stop import StopEvaluation, StoppableEvaluator, Stopped, StopRequests
 from .stripped import BestWeights
 from .train_step import NonFinitePolicy, TrainStep
-from .wandb_writer import WandbWriter
+from .wandb_writer import WandbWriter, start_record
 
 CONFIG_FILE = "config.yaml"
 
@@ -325,6 +325,8 @@ class Trainer(DefaultTrainer):
             self.checkpointer.save(f"model_{done:07d}", iteration=done)
         except Exception as failure:
             return f"Nothing is saved ({failure}); {last}"
+        if self.cfg.SOLVER.MAX_TO_KEEP:
+            self.checkpointer.remove_oldest(self.cfg.SOLVER.MAX_TO_KEEP)
         return f"{self.checkpointer.last_checkpoint()} is saved: go on with --resume"
 
     def build_hooks(self) -> list[HookBase]:
@@ -348,13 +350,18 @@ class Trainer(DefaultTrainer):
             LateWriter(lambda: MetricsWriter(os.path.join(folder, METRICS), start_iter=trainer.start_iter)),
             LateWriter(lambda: TensorboardXWriter(folder, purge_step=trainer.start_iter)),
         ]
-        return [*writers, WandbWriter(self.cfg)] if self.cfg.WANDB.PROJECT else writers
+        if self.cfg.WANDB.PROJECT:
+            record = start_record(self.cfg)
+            writers.append(LateWriter(lambda: WandbWriter(record, start_iter=trainer.start_iter)))
+        return writers
 
     def _our_hook(self, hook: HookBase | None) -> HookBase | None:
         if isinstance(hook, EvalHook):
             return EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
         if isinstance(hook, PeriodicCheckpointer):
             return CheckpointHook(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.MAX_TO_KEEP)
+        if isinstance(hook, PeriodicWriter):
+            return WriterHook(hook._writers, self.cfg.TEST.EVAL_PERIOD)
         return hook
 
     def _evaluate(self) -> dict:
@@ -436,6 +443,21 @@ class CheckpointHook(PeriodicCheckpointer):
             super().after_step()
         if self.keep and (is_end or done % self.period == 0):
             self.checkpointer.remove_oldest(self.keep - is_end)
+
+
+class WriterHook(PeriodicWriter):
+    """Write every 20 iterations, and after each evaluation: writers take no more than the last value of a name."""
+
+    def __init__(self, writers: Sequence[EventWriter], evaluation_period: int):
+        super().__init__(writers)
+        self.evaluation_period = evaluation_period
+
+    def after_step(self) -> None:
+        if self.evaluation_period > 0 and (self.trainer.iter + 1) % self.evaluation_period == 0:
+            for writer in self._writers:
+                writer.write()
+        else:
+            super().after_step()
 
 
 def results_by_dataset(cfg: CfgNode, results: dict) -> dict[str, dict]:

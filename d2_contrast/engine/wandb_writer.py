@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import defaultdict
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -11,55 +12,65 @@ from ..config import flatten
 from ..errors import shown
 from ..extras import import_extra
 from ..output import write_text
+from .metrics_writer import WINDOW
 
 RUN_ID = "wandb_run_id.txt"
 
 
-class WandbWriter(EventWriter):
-    """Logs scalars to the project that WANDB.PROJECT names.
+def start_record(cfg: CfgNode):
+    """Start a record in the project that WANDB.PROJECT names; gives what Weights & Biases calls a run.
 
     A run that is resumed goes on in the same record, whose id is kept in OUTPUT_DIR. Environment variables of Weights &
     Biases say where it is kept and whether a network is needed, such as WANDB_MODE=offline.
-    """
 
-    def __init__(self, cfg: CfgNode, window_size: int = 20):
+    Raises:
+        MissingExtraError: the package is not installed.
+        ValueError: it cannot start a record, for example because nobody has logged in.
+    """
+    wandb = import_extra("wandb", "wandb")
+    # Weights & Biases alone goes on with runs that crashed, but not with those that ended in order.
+    path = Path(cfg.OUTPUT_DIR, RUN_ID)
+    known = path.read_text() if path.is_file() else None
+    try:
+        run = wandb.init(
+            project=cfg.WANDB.PROJECT,
+            name=cfg.WANDB.NAME or None,
+            dir=cfg.OUTPUT_DIR,
+            config=flatten(cfg),
+            id=os.environ.get("WANDB_RUN_ID") or known,
+            resume="allow",
+        )
+    except Exception as error:  # it has exceptions of many kinds: no login, no network, names that it refuses
+        raise ValueError(
+            f"WANDB.PROJECT is {shown(cfg.WANDB.PROJECT)}: Weights & Biases cannot start a record "
+            f"({' '.join(str(error).split())}). WANDB_MODE=offline keeps it on this machine"
+        ) from error
+    write_text(path, run.id)
+    return run
+
+
+class WandbWriter(EventWriter):
+    """Logs scalars to a record, each at its own iteration."""
+
+    def __init__(self, record, window_size: int = WINDOW, start_iter: int = 0):
         """
         Args:
-            cfg: the config of the run.
+            record: of :func:`start_record`.
             window_size: iterations over which the median of smoothed values is taken.
-
-        Raises:
-            MissingExtraError: the package is not installed.
-            ValueError: it cannot start a record, for example because nobody has logged in.
+            start_iter: iteration that the run goes on with.
         """
-        wandb = import_extra("wandb", "wandb")
-        # Weights & Biases alone goes on with runs that crashed, but not with those that ended in order.
-        path = Path(cfg.OUTPUT_DIR, RUN_ID)
-        known = path.read_text() if path.is_file() else None
-        try:
-            self._run = wandb.init(
-                project=cfg.WANDB.PROJECT,
-                name=cfg.WANDB.NAME or None,
-                dir=cfg.OUTPUT_DIR,
-                config=flatten(cfg),
-                id=os.environ.get("WANDB_RUN_ID") or known,
-                resume="allow",
-            )
-        except Exception as error:  # it has exceptions of many kinds: no login, no network, names that it refuses
-            raise ValueError(
-                f"WANDB.PROJECT is {shown(cfg.WANDB.PROJECT)}: Weights & Biases cannot start a record "
-                f"({' '.join(str(error).split())}). WANDB_MODE=offline keeps it on this machine"
-            ) from error
-        write_text(path, self._run.id)
+        self._record = record
         self.window_size = window_size
-        self._written = -1
+        self._written = start_iter - 2  # the evaluation after the last iteration may be done only now
 
     def write(self) -> None:
-        latest = get_event_storage().latest_with_smoothing_hint(self.window_size)
-        new = {name: value for name, (value, iteration) in latest.items() if iteration > self._written}
-        if new:
-            self._written = max(iteration for _, iteration in latest.values())
-            self._run.log({name: value for name, value in new.items() if math.isfinite(value)}, step=self._written)
+        steps: dict[int, dict[str, float]] = defaultdict(dict)
+        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self.window_size).items():
+            if iteration > self._written and math.isfinite(value):
+                steps[iteration][name] = value
+        for iteration, values in sorted(steps.items()):
+            self._record.log(values, step=iteration)
+            self._written = iteration
 
     def close(self) -> None:
-        self._run.finish()
+        self._record.finish()

@@ -48,7 +48,7 @@ def claim_evaluation_folder(cfg: CfgNode, dataset_name: str, *, weights: str = "
         "run": os.path.realpath(os.path.dirname(weights) if weights else cfg.OUTPUT_DIR),
         "weights": os.path.basename(weights),
         "iteration": iteration,
-        "settings": _hash_settings(cfg),
+        "settings": hash_settings(cfg),
     }
     base = evaluation_folder(cfg, dataset_name)
     for number in count(1):
@@ -58,6 +58,18 @@ def claim_evaluation_folder(cfg: CfgNode, dataset_name: str, *, weights: str = "
     if _read(folder).get("by") != "training" or not weights:
         write_json(os.path.join(folder, RECORD), record)
     return folder
+
+
+def hash_settings(cfg: CfgNode) -> str:
+    """A short text that tells settings apart with which the same weights may get other results on a dataset."""
+    settings = yaml.safe_load(cfg.dump())
+    model = {key: value for key, value in settings["MODEL"].items() if key not in NO_INFLUENCE}
+    model["BACKBONE"].pop("PRETRAINED")
+    test = [settings["TEST"].get(key) for key in ("SLIDING_WINDOW", "AUG", "AMP")]
+    sizes = [settings["INPUT"][key] for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")]
+    solver = settings["SOLVER"]
+    others = [solver["EMA"]["ENABLED"], solver["AMP"]["DTYPE"], settings["DATASETS"]["FOLDERS"]]
+    return hashlib.sha256(json.dumps([model, test, sizes, others], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _is_same(found: dict, record: dict) -> bool:
@@ -75,14 +87,3 @@ def _read(folder: str) -> dict:
             return dict(json.load(file))
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def _hash_settings(cfg: CfgNode) -> str:
-    settings = yaml.safe_load(cfg.dump())
-    model = {key: value for key, value in settings["MODEL"].items() if key not in NO_INFLUENCE}
-    model["BACKBONE"].pop("PRETRAINED")
-    test = [settings["TEST"].get(key) for key in ("SLIDING_WINDOW", "AUG", "AMP")]
-    sizes = [settings["INPUT"][key] for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")]
-    solver = settings["SOLVER"]
-    others = [solver["EMA"]["ENABLED"], solver["AMP"]["DTYPE"], settings["DATASETS"]["FOLDERS"]]
-    return hashlib.sha256(json.dumps([model, test, sizes, others], sort_keys=True).encode()).hexdigest()[:16]

@@ -9,6 +9,7 @@ from d2_contrast.config import default_config
 from d2_contrast.data import SemSegMapper, build_train_loader
 from d2_contrast.data.skipped import MAX_IN_ROW, SKIPPED, SkippedSamples
 from d2_contrast.engine.preflight import check_dataset
+from d2_contrast.errors import explain
 
 
 @pytest.fixture
@@ -47,6 +48,19 @@ def test_skip(cfg, tmp_path, workers):
     text = SkippedSamples(cfg.OUTPUT_DIR).describe()
     assert text.startswith(f"2 training samples could not be used and were skipped, {len(notes)} times:\n  ")
     assert "1.jpg: cannot read this image (7 bytes)" in text and "image and label differ in size" in text
+    with open(tmp_path / "output" / SKIPPED, "a") as file:
+        file.write('{"file_name": "/a')  # the process was killed
+    assert SkippedSamples(cfg.OUTPUT_DIR).describe() == text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_is_named(cfg, tmp_path, workers):
+    cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.ON_ERROR = workers, "skip"
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / SKIPPED).symlink_to("/dev/full")
+    with pytest.raises(OSError) as raised:
+        draw(cfg)
+    assert explain(raised.value) == f"{tmp_path}/output/{SKIPPED}: cannot write this file (No space left on device)"
 
 
 @pytest.mark.parametrize("sampler", ["RepeatFactorTrainingSampler", "WeightedCategoryTrainingSampler"])

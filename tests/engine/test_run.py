@@ -106,6 +106,18 @@ def test_a_run_can_be_resumed_with_other_settings(make_cfg):
     assert trainer._trainer.grad_scaler.is_enabled() and trainer.average.n_averaged == 2
 
 
+def test_every_evaluation_is_logged(make_cfg, monkeypatch):
+    """Also where there are several within the 20 iterations between two lines of losses."""
+    scores = iter([10.0, 30.0, 20.0])
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: {"sem_seg": {"mIoU": next(scores)}}))
+    cfg = make_cfg("SOLVER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 2, base="uper_r18.yaml")
+    Trainer(cfg).train()
+    lines = metrics_of(cfg.OUTPUT_DIR)
+    logged = [(line["iteration"], line["sem_seg/mIoU"]) for line in lines if "sem_seg/mIoU" in line]
+    assert logged == [(1, 10.0), (3, 30.0), (6, 20.0)]
+    assert [line["iteration"] for line in lines if "total_loss" in line] == [1, 3, 5]
+
+
 def test_average_follows_the_weights(make_cfg):
     cfg = make_cfg("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.25, "SOLVER.MAX_ITER", 3, base="uper_r18.yaml")
     trainer = Trainer(cfg)

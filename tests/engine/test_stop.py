@@ -77,12 +77,17 @@ def test_an_exception_saves_the_iterations_that_are_complete(make_cfg, monkeypat
         raise OSError("a.png: cannot read this image")
 
     monkeypatch.setattr(Trainer, "build_train_loader", classmethod(loader))
-    trainer = Trainer(make_cfg(*LONG, base=BASE))
+    trainer = Trainer(make_cfg(*LONG, "SOLVER.MAX_TO_KEEP", 2, base=BASE))
+    folder = Path(trainer.cfg.OUTPUT_DIR)
+    for number in range(2):  # of earlier faults
+        (folder / f"model_{number:07d}.pth").write_text("x")
+        os.utime(folder / f"model_{number:07d}.pth", (number, number))
     with pytest.raises(OSError, match="a.png: cannot read"):
         trainer.train()
     saved = last_of(trainer)
     assert saved["iteration"] == saved["trainer"]["iteration"] == 2
     assert "model_0000002.pth is saved" in logged()
+    assert sorted(path.name for path in folder.glob("*.pth")) == ["model_0000001.pth", "model_0000002.pth"]
 
 
 def test_nothing_to_save(make_cfg, monkeypatch, logged):

@@ -64,7 +64,7 @@ def test_tensors_that_share_memory(tmp_path):
 
 class TestBestWeights:
     def cfg(self, folder, **options):
-        cfg = small_config(NAME, OUTPUT_DIR=str(folder), DATASETS__TEST=("shapes_val",), **options)
+        cfg = small_config(NAME, **{"OUTPUT_DIR": str(folder), "DATASETS__TEST": ("shapes_val",)} | options)
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 12
         return cfg
 
@@ -94,6 +94,24 @@ class TestBestWeights:
         assert self.held(tmp_path) == 3
         self.update(BestWeights(self.cfg(tmp_path), goes_on=False), 4, {"sem_seg": {"mIoU": 1.0}}, 1)
         assert self.held(tmp_path) == 4  # a new run
+
+    @pytest.mark.parametrize(
+        ("options", "kept"),
+        [
+            ({"TEST__EVAL_PERIOD": 7, "SOLVER__BASE_LR": 0.5}, 1),
+            ({"DATASETS__TEST": ("shapes_train",)}, 2),
+            ({"TEST__AUG__ENABLED": True}, 2),
+        ],
+    )
+    def test_a_resumed_run_compares_scores_of_one_kind(self, tmp_path, options, kept):
+        self.update(BestWeights(self.cfg(tmp_path), goes_on=False), 1, {"sem_seg": {"mIoU": 50.0}}, 1)
+        self.update(BestWeights(self.cfg(tmp_path, **options), goes_on=True), 2, {"sem_seg": {"mIoU": 40.0}}, 2)
+        assert self.held(tmp_path) == kept
+
+    def test_a_file_that_does_not_tell_its_dataset_counts(self, tmp_path):
+        cfg, scores = self.cfg(tmp_path), json.dumps({"mIoU": 50.0})
+        save_stripped(str(tmp_path / BEST), torch.nn.Linear(1, 1), cfg, Classes.numbered(12), scores=scores)
+        assert BestWeights(cfg, goes_on=True).score == 50.0
 
     def test_another_metric_and_the_first_of_several_datasets(self, tmp_path):
         cfg = self.cfg(tmp_path, TEST__BEST_METRIC="IoU-heart")

@@ -7,7 +7,8 @@ import pytest
 from detectron2.utils.events import EventStorage
 
 from d2_contrast.config import default_config
-from d2_contrast.engine.wandb_writer import WandbWriter
+from d2_contrast.engine.metrics_writer import put_back, recent_values
+from d2_contrast.engine.wandb_writer import WandbWriter, start_record
 from d2_contrast.extras import MissingExtraError
 
 
@@ -27,7 +28,7 @@ def test_what_is_logged(cfg, monkeypatch):
     wandb.init = lambda **options: started.append(options) or run
     monkeypatch.setitem(sys.modules, "wandb", wandb)
 
-    writer = WandbWriter(cfg)
+    writer = WandbWriter(start_record(cfg))
     assert started[0]["project"] == "segmentation" and started[0]["dir"] == cfg.OUTPUT_DIR
     assert started[0]["id"] is None
     assert started[0]["config"]["MODEL.CONTRAST.TEMPERATURE"] == 0.1
@@ -48,15 +49,39 @@ def test_a_run_goes_on_in_its_record(cfg, monkeypatch):
     wandb = ModuleType("wandb")
     wandb.init = lambda **options: started.append(options) or SimpleNamespace(id="k3x")
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    WandbWriter(cfg)
-    WandbWriter(cfg)
+    start_record(cfg)
+    start_record(cfg)
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
-    WandbWriter(cfg)
+    start_record(cfg)
     assert [(options["id"], options["resume"]) for options in started] == [
         (None, "allow"),
         ("k3x", "allow"),
         ("mine", "allow"),
     ]
+
+
+def test_a_resumed_run_logs_no_evaluation_a_second_time():
+    """But the one after the last iteration, which the killed run may not have come to, at its own step."""
+
+    def go_on(start: int, stop: int, storage: EventStorage) -> list[tuple[int, float]]:
+        logged = []
+        record = SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+        writer = WandbWriter(record, start_iter=start)
+        with storage:
+            for storage.iter in range(start, stop):
+                storage.put_scalar("loss", 1.0)
+                if storage.iter in (3, 8, 17):
+                    storage.put_scalar("mIoU", float(storage.iter), smoothing_hint=False)
+                if storage.iter % 5 == 4:
+                    writer.write()
+        return [(step, values["mIoU"]) for step, values in logged if "mIoU" in values]
+
+    killed = EventStorage()
+    assert go_on(0, 10, killed) == [(3, 3.0), (8, 8.0)]
+    for start, expected in ((9, [(8, 8.0), (17, 17.0)]), (10, [(17, 17.0)])):
+        resumed = EventStorage(start)
+        put_back(resumed, recent_values(killed, start - 1))
+        assert go_on(start, 20, resumed) == expected
 
 
 def test_a_record_that_cannot_be_started(cfg, monkeypatch):
@@ -67,7 +92,7 @@ def test_a_record_that_cannot_be_started(cfg, monkeypatch):
     wandb.init = refuse
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     with pytest.raises(ValueError, match=r"WANDB.PROJECT is 'segmentation': .*\(No API key configured\.\)"):
-        WandbWriter(cfg)
+        start_record(cfg)
 
 
 def test_without_the_package(cfg, monkeypatch):
@@ -75,4 +100,4 @@ def test_without_the_package(cfg, monkeypatch):
         "d2_contrast.extras.import_module", lambda name: exec("raise ModuleNotFoundError(name='wandb')")
     )
     with pytest.raises(MissingExtraError, match=r"wandb is not installed: run `pip install .d2_contrast\[wandb\]"):
-        WandbWriter(cfg)
+        start_record(cfg)
