@@ -345,7 +345,8 @@ class Trainer(DefaultTrainer):
         folder, trainer = self.cfg.OUTPUT_DIR, weakref.proxy(self)
         os.makedirs(folder, exist_ok=True)
         writers = [
-            CommonMetricPrinter(self.max_iter),  # into log.txt
+            # Into log.txt. Beyond its last iteration it would tell a negative time that is left.
+            LateWriter(lambda: CommonMetricPrinter(max(trainer.max_iter, trainer.start_iter))),
             ProgressWriter(self.max_iter),
             LateWriter(lambda: MetricsWriter(os.path.join(folder, METRICS), start_iter=trainer.start_iter)),
             LateWriter(lambda: TensorboardXWriter(folder, purge_step=trainer.start_iter)),

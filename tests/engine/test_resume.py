@@ -180,11 +180,13 @@ def test_nothing_left_to_train(make_cfg, run_folder, logged):
     trainer = Trainer(make_cfg(*EMA, "SOLVER.MAX_ITER", 1, resume=True))
     trainer.resume_or_load(resume=True)
     assert "Nothing is left to train: SOLVER.MAX_ITER is 1" in logged()
+    trainer._recent["time"] = {"values": [(0.5, 1)], "smoothed": True}  # which two iterations have not
     trainer.train()
     assert trainer.last_results["sem_seg"]["mIoU"] >= 0
     # The results are of the two iterations that are trained.
-    lines = map(json.loads, (run_folder / "metrics.json").read_text().splitlines())
+    lines = [json.loads(line) for line in (run_folder / "metrics.json").read_text().splitlines()]
     assert {line["iteration"] for line in lines if "sem_seg/mIoU" in line} == {2}
+    assert all(line.get("eta_seconds", 0) >= 0 for line in lines)
     (record,) = run_folder.glob("inference/*/evaluation.json")
     assert json.loads(record.read_text())["iteration"] == 1
 
