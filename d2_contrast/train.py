@@ -8,7 +8,6 @@ In a clone `python train_net.py` is the same.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -19,8 +18,6 @@ from .errors import DEBUG, EXIT_CODE, in_plain_words
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line: the options of Detectron2's ``default_argument_parser`` and this project's."""
     parser = verb_parser("train", __doc__)
-    # A port for each user of a machine, among those that are free for such uses.
-    port = 2**15 + 2**14 + hash(os.getuid()) % 2**14
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="a config, by its path or its name in this project")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if there is one")
@@ -31,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--num-machines", type=count, default=1, metavar="N", help="machines that train together")
     add("--machine-rank", type=int, default=0, metavar="I", help="which of them this is, from 0")
-    add("--dist-url", default=f"tcp://127.0.0.1:{port}", metavar="URL", help="where processes meet: %(default)s")
+    add("--dist-url", default="auto", metavar="URL", help="where processes meet: tcp://node0:29500; auto: a free port")
     add("--debug", action="store_true", help=f"show tracebacks of errors, as {DEBUG}=1 does")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to override")
     return parser
@@ -58,6 +55,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     args = parser.parse_args(arguments)
     if not 0 <= args.machine_rank < args.num_machines:
         parser.error(f"--machine-rank is {args.machine_rank}: expected 0 to {args.num_machines - 1}, by --num-machines")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        parser.error("--dist-url is auto, for one machine alone: expected a port of the first one, tcp://node0:29500")
     return args
 
 

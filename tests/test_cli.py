@@ -99,11 +99,11 @@ def test_an_interrupted_verb(monkeypatch):
 
 
 def test_training_takes_what_detectron2_takes():
-    """The parser is one of our own since Detectron2's imports torch."""
+    """The parser is one of our own since Detectron2's imports torch, and has one port for all jobs of a user."""
     own, theirs = train.build_parser(), default_argument_parser()
     words = ["--config-file", "a.yaml", "--resume", "--num-gpus", "2", "--machine-rank", "1", "SEED", "1", "--x"]
-    for arguments in ([], words, ["--eval-only", "--num-machines", "3", "--dist-url", "auto"]):
-        expected = vars(theirs.parse_args(arguments))
+    for arguments in ([], words, ["--eval-only", "--num-machines", "3", "--dist-url", "tcp://node0:29500"]):
+        expected = vars(theirs.parse_args(["--dist-url", "auto", *arguments]))
         assert vars(own.parse_args(arguments)) == {**expected, "overwrite": False, "debug": False}
 
 

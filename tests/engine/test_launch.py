@@ -30,6 +30,7 @@ MISTAKES = {
         "command line: SOLVER.MAX_ITER is x: expected a whole number of at least 1",
     ),
     "no config": (["--num-machines", "1"], "DATASETS.TRAIN is empty: .* --config-file"),
+    "no port": (["--num-machines", "2"], "--dist-url is auto, for one machine alone: expected .* tcp://node0:29500"),
     "no file": (["--config-file", "nofile.yaml"], "nofile.yaml: "),
     "unknown dataset": (["DATASETS.TRAIN", "('moon',)"], "DATASETS.TRAIN: dataset 'moon' is not registered"),
     "unknown backbone": (["MODEL.BACKBONE.NAME", "Moon"], "MODEL.BACKBONE.NAME: 'Moon' is not registered; .* Swin"),
@@ -63,7 +64,7 @@ def fail(args: Namespace) -> None:
 
 
 def test_processes_that_fail_alike_speak_once(pytestconfig):
-    code = "import test_launch as t; t.launch(t.fail, t.parse_arguments(['--num-gpus', '2', '--dist-url', 'auto']))"
+    code = "import test_launch as t; t.launch(t.fail, t.parse_arguments(['--num-gpus', '2']))"
     environment = {**os.environ, "PYTHONPATH": f"{pytestconfig.rootpath}:{pytestconfig.rootpath / 'tests/engine'}"}
     environment.update(CUDA_VISIBLE_DEVICES="", PYTHONWARNINGS="ignore")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
