@@ -92,13 +92,18 @@ class Conv(nn.Module):
         return {"loss": 100 * self.conv(images).square().mean()}
 
 
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_float16_that_overflows_at_first_leaves_no_trace(name):
-    """Moments afterwards are those of a run that begins with the first step that is taken."""
+@pytest.fixture(params=["SGD", "AdamW"])
+def conv(request):
+    """A config for each optimizer, a network and images."""
     cfg = default_config()
-    cfg.merge_from_list(["SOLVER.OPTIMIZER", name, "SOLVER.BASE_LR", 0.01])
+    cfg.merge_from_list(["SOLVER.OPTIMIZER", request.param, "SOLVER.BASE_LR", 0.01])
     torch.manual_seed(0)
-    images, model = torch.randn(2, 8, 6, 6), Conv()
+    return cfg, Conv(), torch.randn(2, 8, 6, 6)
+
+
+def test_float16_that_overflows_at_first_leaves_no_trace(conv):
+    """Moments afterwards are those of a run that begins with the first step that is taken."""
+    cfg, model, images = conv
     outcomes = []
     for scale in (2.0**20, 2.0**6):
         network = copy.deepcopy(model)
@@ -117,13 +122,9 @@ def test_float16_that_overflows_at_first_leaves_no_trace(name):
     torch.testing.assert_close(late, early, rtol=2e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_moments_have_the_layout_of_their_parameters(name):
+def test_moments_have_the_layout_of_their_parameters(conv):
     """A run that goes on with MODEL.CHANNELS_LAST turned on steps as it would have without."""
-    cfg = default_config()
-    cfg.merge_from_list(["SOLVER.OPTIMIZER", name, "SOLVER.BASE_LR", 0.01])
-    torch.manual_seed(0)
-    images, model = torch.randn(2, 8, 6, 6), Conv()
+    cfg, model, images = conv
     step = TrainStep(model, [images] * 2, build_optimizer(cfg, model))
     with EventStorage():
         for step.iter in range(2):
