@@ -71,11 +71,12 @@ class ClassRings(nn.Module):
 
     @torch.no_grad()
     def rewind(self) -> None:
-        """Undo all that was stored since the last ``mark``."""
+        """Undo all that was stored since the last ``mark``, and keep nothing from then on."""
         while self._overwritten:
             labels, slots, vectors, counts = self._overwritten.pop()
             self.vectors[labels, slots] = vectors
             self.stored -= counts
+        self._overwritten = None
 
     def content(self) -> AnchorSet:
         """A copy of all that is stored, sorted by class."""

@@ -11,6 +11,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from .rollback import Rollback
+
 logger = logging.getLogger(__name__)
 
 # Height and width of the image that is tried where INPUT.CROP sets none.
@@ -98,11 +100,11 @@ def find_unused_parameters(cfg: CfgNode, model: nn.Module) -> list[str]:
     rows = torch.arange(height) * cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES // height
     sample = {"image": torch.zeros(3, height, width), "sem_seg": rows[:, None].repeat(1, width)}
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    state = Rollback(model)
+    state.mark()
     devices = [torch.cuda.current_device()] if cfg.MODEL.DEVICE.startswith("cuda") else []
     with torch.random.fork_rng(devices), EventStorage():  # schedules of the losses ask for the iteration
         losses = model([{**sample, "height": height, "width": width}])
         gradients = torch.autograd.grad(sum(losses.values()), list(parameters.values()), allow_unused=True)
-    for name, buffer in buffers.items():
-        model.get_buffer(name).copy_(buffer)
+    state.undo()
     return [name for name, gradient in zip(parameters, gradients) if gradient is None]
