@@ -131,8 +131,8 @@ def check_sample(sample: Mapping, metadata: Metadata) -> SampleCheck:
     try:
         label = read_raw_label(label_file)
         check.classes, check.ignored = count_label(label, label_file, metadata)
-        palette = read_palette(label_file)
-        check.palette = {value: palette[value] for value in count_values(label) if value in palette}
+        if palette := read_palette(label_file):
+            check.palette = {value: palette[value] for value in count_values(label) if value in palette}
     except (OSError, ValueError) as error:
         check.problems.append(str(error))
     if image is not None and label is not None and image.shape[:2] != label.shape:
