@@ -9,7 +9,7 @@ Names of registered parts and datasets are not here: they are compared with the 
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -547,13 +547,22 @@ def check_config(cfg: CfgNode) -> None:
         ValueError: a value is out of range or contradicts another; the message names the keys, their values and what is
             expected, for each problem.
     """
+    _check(cfg, "", (_contrast, _heads, _backbones, _input, _solver, _test))
+
+
+def check_contrast(cfg: CfgNode) -> None:
+    """As :func:`check_config`, for MODEL.CONTRAST alone, as if it were enabled: programs of others check nothing."""
+    _check(cfg, "MODEL.CONTRAST.", (_enabled_contrast,))
+
+
+def _check(cfg: CfgNode, prefix: str, relations: Iterable[Callable[[CfgNode], Iterator[str]]]) -> None:
     problems = [
         f"{key} is {shown(value)}: expected {RANGES[key]}"
         for key, value in flatten(cfg).items()
-        if key in RANGES and value not in RANGES[key]
+        if key.startswith(prefix) and key in RANGES and value not in RANGES[key]
     ]
     # Relations are between values that make sense by themselves.
-    if problems := problems or list(_contradictions(cfg)):
+    if problems := problems or [problem for relation in relations for problem in relation(cfg)]:
         raise ValueError("; ".join(problems))
 
 
@@ -562,16 +571,13 @@ def is_unused(key: str) -> bool:
     return any(key == own or key.startswith(f"{own}.") for own in UNUSED)
 
 
-def _contradictions(cfg: CfgNode) -> Iterator[str]:
-    """Contradictions between keys, a sentence each."""
-    for relation in (_contrast, _heads, _backbones, _input, _solver, _test):
-        yield from relation(cfg)
-
-
 def _contrast(cfg: CfgNode) -> Iterator[str]:
+    if cfg.MODEL.CONTRAST.ENABLED:
+        yield from _enabled_contrast(cfg)
+
+
+def _enabled_contrast(cfg: CfgNode) -> Iterator[str]:
     contrast, key = cfg.MODEL.CONTRAST, "MODEL.CONTRAST"
-    if not contrast.ENABLED:
-        return
     for names, weights in (("IN_FEATURES", "SCALE_WEIGHTS"), ("CROSS_SCALE_PAIRS", "CROSS_SCALE_WEIGHTS")):
         if len(contrast[names]) != len(contrast[weights]):
             yield (
@@ -587,6 +593,12 @@ def _contrast(cfg: CfgNode) -> Iterator[str]:
                 f"{key}.CROSS_SCALE_PAIRS has {list(pair)}: expected two of {key}.IN_FEATURES, "
                 f"{shown(contrast.IN_FEATURES)}"
             )
+    if contrast.MEMORY.METHOD:
+        where = f"with {key}.MEMORY.METHOD {contrast.MEMORY.METHOD!r}"
+        if contrast.GATHER:
+            yield f"{key}.GATHER is True: expected False {where}, which all processes fill and share"
+        if contrast.PROJECT != "dense":
+            yield f"{key}.PROJECT is {contrast.PROJECT!r}: expected 'dense' {where}, which stores other vectors, too"
 
 
 GROUPS = 32  # of Detectron2's "GN"

@@ -34,6 +34,7 @@ class TestCounter:
         "into a tensor": lambda x: x.copy_(torch.zeros(4)),
         "unique": lambda x: x.unique(),
         "nonzero": lambda x: x.nonzero(),
+        "indices of the host": lambda x: x[torch.tensor([2, 3])],
         "repeats": lambda x: x.repeat_interleave(torch.tensor([1, 2, 1, 1]).to(DEVICE, non_blocking=True)),
     }
 
@@ -109,6 +110,23 @@ def test_lovasz_asks_for_its_classes():
 
 def test_statistics_take_one_copy_more():
     assert len(waits_of_a_step(UPER, MODEL__CONTRAST__LOG_PERIOD=1)) == 2
+
+
+@pytest.mark.parametrize("method", ["pixels", "regions", "pixels+regions", "averages"])
+def test_memories_are_on_the_device(method):
+    """They train there, wait or not, as on the host."""
+    results = []
+    for where in ("cpu", DEVICE):
+        torch.manual_seed(0)
+        model = small_model(UPER, MODEL__CONTRAST__MEMORY__METHOD=method)
+        with HostWaits(), EventStorage():
+            model.to(where)
+            for _ in range(2):  # the second batch meets the first
+                losses = model(make_batch((64, 64), (64, 60)))
+                sum(losses.values()).backward()
+            results.append({name: loss.item() for name, loss in losses.items()})
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+    assert any(results[0][name] > 0 for name in losses if "contrast" in name)
 
 
 @pytest.mark.parametrize("where", ["cpu", DEVICE], ids=str)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .anchor_set import AnchorSet
 from .balance import choose_positions
+from .device import to_device
 from .distributed import gather_rows, world
 from .info_nce import info_nce
 from .precision import float32_product
@@ -51,7 +52,8 @@ class ClassRings(nn.Module):
     @torch.no_grad()
     def store(self, entries: AnchorSet) -> None:
         """Store the vectors of all processes in the order of ranks; all processes have to call this."""
-        vectors, labels = _gather(entries)
+        own_labels = to_device(entries.labels, self.stored.device)  # the host may have them
+        vectors, labels = _gather(AnchorSet(entries.vectors, own_labels))
         num_classes, size, _ = self.vectors.shape
         order = labels.argsort(stable=True)
         vectors, labels = vectors[order], labels[order]
@@ -77,6 +79,14 @@ class ClassRings(nn.Module):
             self.vectors[labels, slots] = vectors
             self.stored -= counts
         self._overwritten = None
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # Checkpointers drop tensors of another shape, and would leave the count of vectors that are not there.
+        names = [f"{prefix}{name}" for name in ("vectors", "stored")]
+        if not all(name in state_dict for name in names):
+            for name in names:
+                state_dict.pop(name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def content(self) -> AnchorSet:
         """A copy of all that is stored, sorted by class."""
@@ -219,9 +229,9 @@ class MinedMemory(ContrastMemory):
 
     def _contrast(self, anchors: AnchorSet, temperature: float, tf32: bool) -> Tensor:
         contents = [cast(ClassRings, rings).content() for rings in self.rings.values()]
-        stored = torch.cat([content.vectors for content in contents])
+        vectors = anchors.vectors
+        stored = torch.cat([content.vectors for content in contents]).to(vectors.dtype)
         labels = torch.cat([content.labels for content in contents])
-        vectors = anchors.vectors.to(stored.dtype)
         loss = vectors.sum() * 0.0
         classes, counts = anchors.labels.cpu().unique_consecutive(return_counts=True)
         if not len(stored):
@@ -299,7 +309,7 @@ class AverageMemory(ContrastMemory):
             positions = maps.flatten(2).transpose(1, 2)
             positions = positions if positions.dtype == torch.float64 else positions.float()
         # The projection of a weighted mean is the weighted mean of the projections.
-        return _average(positions, members, project)
+        return _average(positions, members, project and (lambda means: project(means.to(maps.dtype))))
 
     def contrast(self, anchors: AnchorSet, temperature: float, *, tf32: bool = False) -> Tensor:
         loss = info_nce(anchors, self.rings.content(), temperature, tf32=tf32)

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_context
 from detectron2.utils.file_io import PathManager
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import SemSegMapper, load_dicts
 from ..data.checks import check_sample
@@ -23,7 +23,7 @@ SAMPLES = 8  # of each dataset, at most, that are read
 SECONDS = 20.0  # for looking whether the files of a dataset are there, in case its disk is slow
 MAX_SECONDS = 60.0  # that a prediction may take
 CHEAP = 1 << 21  # pixels over all views that are predicted without a trial
-TRIAL = 256  # side of the trial's image in pixels
+TRIAL = 256  # side of the trial's image in pixels, without windows
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +86,8 @@ def check_prediction(cfg: CfgNode, network: nn.Module, name: str) -> None:
     with inference_context(segment), torch.no_grad():
         try:
             if pixels > CHEAP:
-                trial = inputs["image"][:, :TRIAL, :TRIAL]
-                start = time.monotonic()
-                network([{"image": trial}])
-                seconds = (time.monotonic() - start) * pixels / trial[0].numel()
+                height, width = cfg.TEST.SLIDING_WINDOW.SIZE if cfg.TEST.SLIDING_WINDOW.ENABLED else (TRIAL, TRIAL)
+                seconds = pixels * _seconds_per_pixel(network, inputs["image"][:, :height, :width])
                 if seconds > MAX_SECONDS:
                     logger.info("A prediction of %s takes some %.0f s: none is tried", name, seconds)
                     return
@@ -105,6 +103,16 @@ def check_prediction(cfg: CfgNode, network: nn.Module, name: str) -> None:
                 f"{sample['file_name']} of dataset {name!r} cannot be predicted, so that the first evaluation would "
                 f"fail: {type(error).__name__}: {error}"
             ) from error
+
+
+def _seconds_per_pixel(network: nn.Module, image: Tensor) -> float:
+    """How long a network takes for an image, by its pixels; 0 if it does not take this size, but perhaps others."""
+    start = time.monotonic()
+    try:
+        network([{"image": image}])
+    except (ValueError, RuntimeError):
+        return 0.0
+    return (time.monotonic() - start) / image[0].numel()
 
 
 def find_missing(files: Sequence[str]) -> list[str]:

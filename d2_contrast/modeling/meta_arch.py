@@ -32,6 +32,7 @@ from d2_contrast.contrast import (
 from d2_contrast.contrast.branch import Tapped
 from d2_contrast.contrast.device import to_device
 
+from ..config_ranges import check_contrast
 from .features import join_features, join_shapes, narrow, normalise_images, pad_batch, part_names, select_features
 from .heads import SemSegHead, build_aux_head
 from .layers import allow_single_values, resize
@@ -206,16 +207,6 @@ class ContrastiveSegmentor(SemanticSegmentor):
         return branch.losses(anchor_sets, iteration)
 
 
-# Keys of MODEL.CONTRAST whose name is not simply that of the argument in capitals.
-_KEYS = {
-    "unit": "SAMPLER",
-    "scales": "IN_FEATURES",
-    "pairs": "CROSS_SCALE_PAIRS",
-    "ms_weight": "LOSS_WEIGHT_MULTI_SCALE",
-    "cs_weight": "LOSS_WEIGHT_CROSS_SCALE",
-    "pixels": "MEMORY.PIXELS",
-    "regions": "MEMORY.REGIONS",
-}
 # What each of MODEL.CONTRAST.MEMORY.METHOD keeps.
 _MEMORIES = {"": (), "pixels": ("pixels",), "regions": ("regions",), "pixels+regions": ("pixels", "regions")}
 _AVERAGES = "averages"
@@ -227,6 +218,7 @@ def build_contrast(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> Contrastive
     Raises:
         ValueError: a key is out of range or contradicts another one; the message names it.
     """
+    check_contrast(cfg)
     contrast = cfg.MODEL.CONTRAST
     names, pairs = contrast.IN_FEATURES, [tuple(pair) for pair in contrast.CROSS_SCALE_PAIRS]
     projectors = {
@@ -240,38 +232,34 @@ def build_contrast(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> Contrastive
         )
         for name, shape in join_shapes(shapes, names, "MODEL.CONTRAST.IN_FEATURES").items()
     }
-    try:
-        sampler = AnchorSampler(
-            unit=contrast.SAMPLER,
-            max_anchors=contrast.MAX_ANCHORS,
-            max_per_group=contrast.MAX_PER_GROUP,
-            min_per_group=contrast.MIN_PER_GROUP,
-            ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            gather=contrast.GATHER,
-        )
-        criterion = MultiScaleContrast(
-            dict(zip(names, contrast.SCALE_WEIGHTS)),
-            dict(zip(pairs, contrast.CROSS_SCALE_WEIGHTS)),
-            sampler=sampler,
-            ms_weight=contrast.LOSS_WEIGHT_MULTI_SCALE,
-            cs_weight=contrast.LOSS_WEIGHT_CROSS_SCALE,
-            temperature=contrast.TEMPERATURE,
-            warmup_iters=contrast.WARMUP_ITERS,
-            decay_iters=contrast.DECAY_ITERS,
-            memories=_build_memories(cfg),
-            tf32=contrast.TF32,
-        )
-        return ContrastiveBranch(projectors, criterion, contrast.PROJECT)
-    except ValueError as error:
-        argument, _, problem = str(error).partition(" ")
-        raise ValueError(f"MODEL.CONTRAST.{_KEYS.get(argument, argument.upper())} {problem}") from error
+    sampler = AnchorSampler(
+        unit=contrast.SAMPLER,
+        max_anchors=contrast.MAX_ANCHORS,
+        max_per_group=contrast.MAX_PER_GROUP,
+        min_per_group=contrast.MIN_PER_GROUP,
+        ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        gather=contrast.GATHER,
+    )
+    criterion = MultiScaleContrast(
+        dict(zip(names, contrast.SCALE_WEIGHTS)),
+        dict(zip(pairs, contrast.CROSS_SCALE_WEIGHTS)),
+        sampler=sampler,
+        ms_weight=contrast.LOSS_WEIGHT_MULTI_SCALE,
+        cs_weight=contrast.LOSS_WEIGHT_CROSS_SCALE,
+        temperature=contrast.TEMPERATURE,
+        warmup_iters=contrast.WARMUP_ITERS,
+        decay_iters=contrast.DECAY_ITERS,
+        memories=_build_memories(cfg),
+        tf32=contrast.TF32,
+    )
+    return ContrastiveBranch(projectors, criterion, contrast.PROJECT)
 
 
 def build_balance(cfg: CfgNode) -> GradientBalance | None:
     """Build what ``cfg.MODEL.CONTRAST.BALANCE`` describes, None if it asks for nothing.
 
     Raises:
-        ValueError: a key is out of range, or the head reads no map that is contrasted.
+        ValueError: the head reads no map that is contrasted, or SHARE is out of range.
     """
     balance = cfg.MODEL.CONTRAST.BALANCE
     if not (balance.SHARE or balance.REMOVE_CONFLICT or balance.LOG_PERIOD):
@@ -282,10 +270,7 @@ def build_balance(cfg: CfgNode) -> GradientBalance | None:
             "MODEL.CONTRAST.BALANCE compares gradients at maps that the head reads as well, but "
             f"MODEL.CONTRAST.IN_FEATURES has none of {read}: contrast maps of the head, or leave BALANCE as it is"
         )
-    try:
-        return GradientBalance(balance.SHARE, balance.REMOVE_CONFLICT)
-    except ValueError as error:
-        raise ValueError(f"MODEL.CONTRAST.BALANCE.{str(error).replace('share', 'SHARE', 1)}") from error
+    return GradientBalance(balance.SHARE, balance.REMOVE_CONFLICT)
 
 
 def _build_memories(cfg: CfgNode) -> dict[str, ContrastMemory]:

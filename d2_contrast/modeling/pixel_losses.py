@@ -159,7 +159,7 @@ def _jaccard_steps(is_label: Tensor, counts: Tensor) -> Tensor:
     union = total + counts.cumsum(0) - seen
     # The differences of the losses 1 - (total - seen) / union, worked out: those of numbers in float32 would be rounded
     # by as much as a step has where there are millions of pixels.
-    of_other = (total - seen) / union / (union - 1)
+    of_other = (total - seen) / union / (union - 1).clamp(min=1)  # 0 where the only pixel that counts is of the class
     return torch.where(is_label, 1 / union, of_other) * counts
 
 

@@ -413,6 +413,31 @@ def test_state(kind):
     assert all(torch.equal(a, b) for a, b in zip(branch.buffers(), again.buffers()))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_of_another_size_leave_a_memory_empty(kind):
+    """A checkpointer leaves out what does not fit, and the number of vectors always fits."""
+    branch, other = make_branch(kind, size=9), make_branch(kind, size=10)
+    features, labels, logits = make_batch()
+    other(features, labels, logits=logits)
+    own = branch.state_dict()
+    fitting = {name: x for name, x in other.state_dict().items() if x.shape == own[name].shape}
+    left_out = branch.load_state_dict(fitting, strict=False).missing_keys
+    assert all(f"criterion.memories.p2.{name}" in left_out for name, _ in branch.criterion.memories["p2"].named_buffers())
+    assert branch(features, labels, logits=logits)["loss_contrast_p2"] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_networks_of_another_precision(kind, dtype):
+    """The loss is computed, and returned, in float32 or better."""
+    branch = make_branch(kind).to(dtype)
+    for seed in range(2):
+        features, labels, logits = make_batch(seed)
+        loss = branch({"p2": features["p2"].to(dtype)}, labels, logits=logits.to(dtype))["loss_contrast_p2"]
+    loss.backward()
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and loss > 0
+
+
 def test_a_branch_without_memory_has_no_buffers_of_one():
     criterion = MultiScaleContrast({"p2": 1.0})
     assert not list(criterion.state_dict())

@@ -191,9 +191,9 @@ def test_contradictory_memories(key, value, message):
 
 
 def test_what_a_memory_does_not_go_with():
-    with pytest.raises(ValueError, match="MODEL.CONTRAST.GATHER must be off with a memory"):
+    with pytest.raises(ValueError, match="CONTRAST.GATHER is True: expected False with .*MEMORY.METHOD 'pixels'"):
         small_model(UPER, MODEL__CONTRAST__MEMORY__METHOD="pixels", MODEL__CONTRAST__GATHER=True)
-    with pytest.raises(ValueError, match='MODEL.CONTRAST.PROJECT must be "dense" with a memory'):
+    with pytest.raises(ValueError, match="CONTRAST.PROJECT is 'anchors': expected 'dense' with .*MEMORY.METHOD"):
         small_model(UPER, MODEL__CONTRAST__MEMORY__METHOD="pixels", MODEL__CONTRAST__PROJECT="anchors")
     with pytest.raises(ValueError, match="MEMORY.METHOD looks at predictions, .*SemSegFPNHead does not give"):
         small_model("shapes/fpn_r18_contrast.yaml", MODEL__CONTRAST__MEMORY__METHOD="pixels")

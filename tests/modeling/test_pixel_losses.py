@@ -116,6 +116,14 @@ def test_lovasz_softmax(seed):
     assert LovaszSoftmax()(logits, targets).item() == pytest.approx(lovasz(*pixels(logits, targets)), rel=1e-5)
 
 
+def test_lovasz_of_one_pixel():
+    """It is the share that the pixel gives to other classes."""
+    logits, targets = sample(n=1)
+    targets = torch.full_like(targets, IGNORE)
+    targets[0, 3, 4] = 1
+    assert LovaszSoftmax()(logits, targets).item() == pytest.approx(1 - logits.softmax(1)[0, 1, 3, 4].item())
+
+
 def test_lovasz_gradient_of_many_pixels():
     """A step along the sorted errors is about 1 over the number of pixels, near the rounding of a loss in float32."""
     generator = torch.Generator().manual_seed(0)
