@@ -11,7 +11,6 @@ import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -34,8 +33,6 @@ RECORD = "predict.json"
 LONGEST_NAME = 230  # bytes, which leaves room for the suffixes of results that are being written
 # Of images, which are predicted in parts.
 BAR = "{percentage:3.0f}%|{bar}| {n:.1f} of {total} images [{elapsed}, {remaining} left]"
-# Pillow refuses pictures of more pixels than this, as OpenCV does; its own limit is six times lower.
-MAX_PIXELS = 1 << 30
 # Number of values of an image from which it is predicted alone.
 LARGE = 1 << 27
 OUT_OF_MEMORY = re.compile("out ?of ?memory|MemoryError|can't allocate memory", re.IGNORECASE)
@@ -100,11 +97,10 @@ def predict(args: Namespace) -> int:
     print(segment, file=sys.stderr)
     _write_record(args, segment)
     images = [source for source in sources if source.kind == "image"]
-    with _large_pictures():
-        failures = _predict_images(segment, images, args) if images else 0
-        for source in sources:
-            if source.kind != "image":
-                failures += _predict_video(segment, source, args)
+    failures = _predict_images(segment, images, args) if images else 0
+    for source in sources:
+        if source.kind != "image":
+            failures += _predict_video(segment, source, args)
     done = len(sources) - failures
     print(f"{args.output}: results of {done} of {len(sources)} inputs")
     if failures:
@@ -145,7 +141,7 @@ def _predict_group(
             failures += _complain(f"{source.path}: expected a name of at most {LONGEST_NAME} bytes, for its results")
             continue
         try:
-            arrays[source] = _read(source.path)
+            arrays[source] = segment.read(source.path)
         except (OSError, ValueError) as error:
             failures += _complain(explain(error) or str(error))
     results = _segment(segment, arrays, writer, advance)
@@ -155,33 +151,31 @@ def _predict_group(
     return failures + len(arrays) - len(results)
 
 
-def _read(path: str) -> "np.ndarray":
-    from .prediction.images import to_rgb
-
-    return to_rgb(path)
-
-
 def _segment(
     segment: "Segmentor", arrays: Mapping["Source", "np.ndarray"], writer: "ResultWriter", advance: "Advance"
 ) -> "dict[str, Segmentation]":
-    """Results by name; those of images for which there is not enough memory are missing."""
+    """Results by name, but for images that the network refuses, or for which there is not enough memory."""
     names = [source.name for source in arrays]
     try:
         return dict(zip(names, segment.segment_arrays(list(arrays.values()), writer.allocate(names), advance)))
-    except (MemoryError, RuntimeError) as error:
-        if not OUT_OF_MEMORY.search(f"{type(error).__name__} {error}"):
-            raise
+    except (MemoryError, RuntimeError, ValueError) as error:
+        problem = _explain_refusal(error)
     writer.discard(names)
     if len(arrays) > 1:
         single = [_segment(segment, {source: array}, writer, advance) for source, array in arrays.items()]
         return {name: result for results in single for name, result in results.items()}
     for source, array in arrays.items():
-        height, width = array.shape[:2]
-        _complain(
-            f"{source.path}: there is not enough memory for its {height} x {width} pixels at once: give --window 512, "
-            "or a smaller window"
-        )
+        _complain(f"{source.path}, {array.shape[0]} x {array.shape[1]} pixels: {problem}")
     return {}
+
+
+def _explain_refusal(error: Exception) -> str:
+    """Why an image cannot be predicted, where others may be; other errors are raised again."""
+    if OUT_OF_MEMORY.search(f"{type(error).__name__} {error}"):
+        return "there is not enough memory for it at once: give --window 512, or a smaller window"
+    if isinstance(error, ValueError):
+        return str(error)
+    raise error
 
 
 def _write_all(writer: "ResultWriter", results: "Mapping[str, Segmentation]") -> None:
@@ -205,7 +199,7 @@ def _predict_video(segment: "Segmentor", source: "Source", args: Namespace) -> b
     results = VideoResults(writer, source.name, reader.fps)
     if is_camera:
         print("Ctrl-C ends the recording", file=sys.stderr)
-    finished = False
+    finished, problem = False, ""
     try:
         with tqdm(total=reader.frames, unit="frame", disable=None, desc=os.path.basename(source.path)) as bar:
             for frames in _chunks(reader, 1 if is_camera else segment.batch):
@@ -218,9 +212,13 @@ def _predict_video(segment: "Segmentor", source: "Source", args: Namespace) -> b
         if not is_camera:
             raise
         finished = True
+    except (MemoryError, RuntimeError, ValueError) as error:
+        problem = _explain_refusal(error)
     finally:
         reader.close()
         results.close(keep=finished)
+    if problem:
+        return _complain(f"{source.path}: {problem}")
     if not results.frames or (reader.frames and results.frames < 0.99 * reader.frames):
         return _complain(
             f"{source.path}: {results.frames} of {reader.frames or 'its'} frames can be read, it is damaged"
@@ -290,18 +288,6 @@ def _write_record(args: Namespace, segment: "Segmentor") -> None:
     ]
     options = {key: value for key, value in vars(args).items() if value and key not in ("overwrite", "output")}
     write_json(os.path.join(args.output, RECORD), {**options, "weights": segment.cfg.MODEL.WEIGHTS, "classes": entries})
-
-
-@contextmanager
-def _large_pictures() -> Iterator[None]:
-    """Let Pillow read pictures that are larger than what it takes for an attack."""
-    from PIL import Image
-
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ with the vectors of the batches before it, and stored afterwards.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,7 @@ class ClassRings(nn.Module):
             self.stored -= counts
         self._overwritten = None
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # Checkpointers drop tensors of another shape, and would leave the count of vectors that are not there.
         names = [f"{prefix}{name}" for name in ("vectors", "stored")]
         if not all(name in state_dict for name in names):

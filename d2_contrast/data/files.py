@@ -4,6 +4,8 @@ import io
 import os
 import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -32,6 +34,17 @@ def limit_pixels(pixels: int) -> None:
     Image.MAX_IMAGE_PIXELS = pixels
 
 
+@contextmanager
+def pixels_limited(pixels: int) -> Iterator[None]:
+    """As :func:`limit_pixels`, for a while."""
+    before = Image.MAX_IMAGE_PIXELS
+    limit_pixels(pixels)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
     """Read an image, upright by its EXIF orientation, in 8 bits: of 16 the upper 8 are taken.
 
@@ -50,8 +63,9 @@ def read_image(file_name: str, format: str = "RGB") -> np.ndarray:
     data = _read_bytes(file_name, "image")
     image = _open(data, file_name, "image")
     whole_png = image.format == "PNG" and data[-8:-4] == b"IEND"
-    # OpenCV turns pictures by EXIF, but not by XMP.
-    if whole_png and format in ("RGB", "BGR") and b"tiff:Orientation" not in data:
+    # OpenCV turns pictures by EXIF in the chunk for it, but not by XMP, nor by EXIF in a chunk of text.
+    turned_by_pillow = (b"tiff:Orientation", b"Raw profile type exif")
+    if whole_png and format in ("RGB", "BGR") and not any(chunk in data for chunk in turned_by_pillow):
         # A third faster than Pillow. It gives None if anything is wrong; Pillow then says what.
         array = _decode_by_opencv(data, cv2.IMREAD_COLOR)
         if array is not None:

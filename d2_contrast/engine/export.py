@@ -96,16 +96,16 @@ def export_network(
     with write_whole(path) as file, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracers warn of what the comparison finds out
         try:
-            write(network, make_images(model, sizes[0]), file, describe(cfg, network))
-        except OSError:
-            raise
-        except Exception as error:  # tracers fail in many ways
-            raise InexactExportError(
-                f"{os.fspath(path)} is not written: torch cannot trace this network for {kind}, try another format "
-                f"({_first_line(error)})"
-            ) from error
-        file.flush()
-        try:
+            try:
+                write(network, make_images(model, sizes[0]), file, describe(cfg, network))
+            except OSError:
+                raise
+            except Exception as error:  # tracers fail in many ways
+                _predict(model, make_images(model, sizes[0]), sizes[0])  # perhaps it is the network that fails
+                raise InexactExportError(
+                    f"torch cannot trace this network for {kind}, try another format ({_first_line(error)})"
+                ) from error
+            file.flush()
             return compare(model, read(file.name), sizes, argmax=argmax)
         except InexactExportError as error:
             raise InexactExportError(f"{os.fspath(path)} is not written: {error}") from error
@@ -146,15 +146,12 @@ def compare(
     """
     comparisons = []
     for size in sizes:
-        images, who = make_images(model, size), "the network itself"
+        images = make_images(model, size)
+        expected = _predict(model, images, size)
         try:
-            expected = torch.stack([output["sem_seg"] for output in model([{"image": image} for image in images])])
-            who = "what was written"
             given = run(images)
-        except Exception as error:  # networks and runtimes fail in many ways
-            raise InexactExportError(
-                f"{who} does not run with {_describe_size(size)} ({_first_line(error)})"
-            ) from error
+        except Exception as error:  # runtimes fail in many ways
+            raise _does_not_run("what was written", size, error) from error
         shape = expected[:, 0].shape if argmax else expected.shape
         if given.shape != shape:
             raise InexactExportError(
@@ -166,6 +163,17 @@ def compare(
             raise InexactExportError(f"it is not exact. {comparison}")
         comparisons.append(comparison)
     return comparisons
+
+
+def _predict(model: nn.Module, images: Tensor, size: Size) -> Tensor:
+    try:
+        return torch.stack([output["sem_seg"] for output in model([{"image": image} for image in images])])
+    except Exception as error:  # networks fail in many ways
+        raise _does_not_run("the network itself", size, error) from error
+
+
+def _does_not_run(who: str, size: Size, error: Exception) -> InexactExportError:
+    return InexactExportError(f"{who} does not run with {_describe_size(size)} ({_first_line(error)})")
 
 
 def trial_sizes(model: nn.Module, multiple: int, least: int = 1) -> list[Size]:

@@ -15,6 +15,7 @@ from torch import nn
 from ..data.skipped import SkippedSamples
 from ..evaluation import CONFUSION_FILE, RESULTS_FILE, results_table
 from ..extras import MissingExtraError
+from ..modeling.compilation import compile_network
 from ..output import to_look_at
 from .averaging import averaged_weights
 from .checkpoint import own_checkpoints
@@ -75,6 +76,8 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict:
             f"OUTPUT_DIR ({cfg.OUTPUT_DIR})"
         )
     model, iteration = load_network(cfg, path)
+    if cfg.MODEL.COMPILE:
+        compile_network(model)
     folders = claim_folders(cfg, weights=path, iteration=iteration)
     evaluators = [Trainer.build_evaluator(cfg, name, folder) for name, folder in folders.items()]
     results = Trainer.test(cfg, model, evaluators)

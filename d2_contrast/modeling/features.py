@@ -83,9 +83,15 @@ def contrasted_features(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> list[s
 
 
 def pad_batch(model: nn.Module, tensors: list[Tensor], value: float) -> ImageList:
-    """Pad images (C, H, W) or labels (H, W) at the bottom and right to one size that the model's backbone takes."""
+    """Pad images (C, H, W) or labels (H, W) at the bottom and right to one size that the model's backbone takes.
+
+    In training that is also one that its strides divide, as losses compare resized logits with labels.
+    """
     backbone = model.backbone
-    return ImageList.from_tensors(tensors, backbone.size_divisibility, value, backbone.padding_constraints)
+    divisor = backbone.size_divisibility
+    if not divisor and model.training:
+        divisor = max(shape.stride for shape in backbone.output_shape().values())
+    return ImageList.from_tensors(tensors, divisor, value, backbone.padding_constraints)
 
 
 def narrow(labels: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data import Classes
+from ..data.files import pixels_limited
 from ..data.mapper import build_test_augmentation
 from ..engine.trained import load_network, read_classes, read_trained
 from ..evaluation.inference import build_views
@@ -106,12 +107,17 @@ class Segmentor:
             A Segmentation, or a list of them.
 
         Raises:
-            OSError, TypeError, ValueError: as of :func:`to_rgb`.
+            OSError, TypeError, ValueError: as of :func:`to_rgb`, or the network refuses an image.
         """
         several = isinstance(images, (list, tuple))
         given = list(images) if several else [images]
-        results = self.segment_arrays([to_rgb(image) for image in given], _allocate if probabilities else None)
+        results = self.segment_arrays([self.read(image) for image in given], _allocate if probabilities else None)
         return results if several else results[0]
+
+    def read(self, image: ImageLike) -> np.ndarray:
+        """:func:`to_rgb`, of files of up to ``cfg.INPUT.MAX_PIXELS`` pixels."""
+        with pixels_limited(self.cfg.INPUT.MAX_PIXELS):
+            return to_rgb(image)
 
     def segment_arrays(
         self, images: Sequence[np.ndarray], allocate: Allocate | None = None, advance: Advance = lambda _: None

@@ -98,3 +98,22 @@ def test_a_long_prediction_is_not_tried(make_cfg, monkeypatch, logged):
     monkeypatch.setattr(preflight, "MAX_SECONDS", -math.inf)
     check_run(cfg, network)
     assert sizes == [(64, 64), (128, 128), (64, 64)] and "none is tried" in logged()
+
+
+@pytest.mark.parametrize("windows", [True, False])
+def test_a_network_that_takes_some_sizes_alone(make_cfg, monkeypatch, windows):
+    """The trial is one of the windows; a trial of a size that the network refuses decides nothing."""
+    options = ["TEST.SLIDING_WINDOW.SIZE", [96, 96], "TEST.SLIDING_WINDOW.STRIDE", [32, 32]]
+    cfg = make_cfg("TEST.SLIDING_WINDOW.ENABLED", windows, *options, base=BASE)
+    network, sizes = Trainer.build_model(cfg), []
+
+    def look(_, inputs):
+        sizes.append(tuple(inputs[0][0]["image"].shape[1:]))
+        if sizes[-1] != ((96, 96) if windows else (128, 128)):
+            raise ValueError("pool_kernel_size must be divisible by the shape of inputs")
+
+    network.register_forward_pre_hook(look)
+    monkeypatch.setattr(preflight, "CHEAP", 0)
+    monkeypatch.setattr(preflight, "TRIAL", 64)
+    check_run(cfg, network)
+    assert sizes == ([(96, 96)] * 3 if windows else [(64, 64), (128, 128)])

@@ -138,6 +138,14 @@ def _recording(trainer, weights, after_step):
     return wrapped
 
 
+def test_evaluation_compiles(make_cfg, trained, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("d2_contrast.engine.run.compile_network", compiled.append)
+    for compile in (True, False):
+        evaluate(make_cfg("MODEL.COMPILE", compile, "MODEL.WEIGHTS", trained / "model_final.pth"))
+    assert len(compiled) == 1
+
+
 def test_evaluation_needs_weights(make_cfg):
     with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS"):
         evaluate(make_cfg())

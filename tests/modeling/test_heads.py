@@ -75,6 +75,17 @@ def test_logits_and_losses(name):
     torch.testing.assert_close(losses["loss_sem_seg"], expected)
 
 
+@pytest.mark.parametrize("cls", [UPerHead, HRNetHead, OCRHead, DeepSupervisionHead], ids=lambda c: c.__name__)
+def test_a_coarse_map_may_be_the_first(cls):
+    """Logits have its stride, and the size of the image all the same."""
+    names = ["res3", "res4", "res2"]
+    cfg = config("MODEL.SEM_SEG_HEAD.IN_FEATURES", names, "MODEL.CONTRAST.SCALE_WEIGHTS", [1.0, 1.0, 1.0])
+    head = cls(cfg, SHAPES).eval()
+    with torch.no_grad():
+        logits, _ = head(features())
+    assert logits.shape == (2, K, 32, 48) and head.layers(features()).shape[2:] == (4, 6)
+
+
 def test_concatenation_by_hand():
     head = make(HRNetHead, channels=5).eval()
     maps = features()
@@ -203,7 +214,7 @@ def test_numbers_of_features():
             build_aux_head(cfg, SHAPES)
     with pytest.raises(ValueError, match="MODEL.SEM_SEG_HEAD.IN_FEATURES is .'res2', 'res3'.: ASPPHead reads one"):
         ASPPHead(config("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res3"]), SHAPES)
-    with pytest.raises(ValueError, match="finest stride must be that of .'res3'., 8"):
+    with pytest.raises(ValueError, match="stride of the first must be that of the first of .'res3'., 8"):
         OCRHead(config("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res3"], "MODEL.OCR.AUX_IN_FEATURES", ["res2"]), SHAPES)
 
 

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.utils.events import EventStorage
 from tiny_models import make_batch, small_config, small_model
 
-from d2_contrast.modeling import ContrastiveSegmentor
+from d2_contrast.modeling import ContrastiveSegmentor, build_contrast
 from d2_contrast.modeling.features import extract_features
 
 UPER = "cityscapes/uper_r101_contrast_bs12_120k.yaml"
@@ -24,6 +25,28 @@ def test_without_contrast_and_auxiliary_head():
     assert list(model(make_batch((64, 64), (64, 64)))) == ["loss_sem_seg"]
     assert not any(name.startswith(("contrast", "aux_head")) for name in model.state_dict())
     assert model.embed(extract_features(model.eval(), make_batch((64, 64)))) == {}
+
+
+def test_a_backbone_that_asks_for_no_padding():
+    """Detectron2's ResNet: in training its strides have to divide images and labels alike."""
+    model = small_model(
+        "shapes/deeplabv3plus_r18_contrast.yaml",
+        MODEL__BACKBONE__NAME="build_resnet_backbone",
+        MODEL__RESNETS__DEPTH=18,
+        MODEL__RESNETS__RES2_OUT_CHANNELS=64,
+        MODEL__RESNETS__OUT_FEATURES=["res2", "res5"],
+        MODEL__CONTRAST__ENABLED=False,
+    )
+    (image,) = make_batch((40, 33))
+    padded = {"image": torch.zeros(3, 64, 64), "sem_seg": torch.full((64, 64), 255)}
+    padded["image"] += model.pixel_mean
+    for key, value in image.items():
+        padded[key][..., :40, :33] = value
+    losses = []
+    for batch in ([image, image], [padded, padded]):
+        torch.manual_seed(0)  # of dropout
+        losses.append(model(batch))
+    torch.testing.assert_close(*losses)
 
 
 def test_auxiliary_loss_has_its_weight():
@@ -188,6 +211,25 @@ def test_contradictory_memories(key, value, message):
     options = {"METHOD": "pixels+regions", key: value}
     with pytest.raises(ValueError, match=message):
         small_model(UPER, **{f"MODEL__CONTRAST__MEMORY__{k}": v for k, v in options.items()})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("CROSS_SCALE_PAIRS", [["res2", f"res{i}"] for i in (3, 4, 5)], "CROSS_SCALE_WEIGHTS is .* for each of"),
+        ("IN_FEATURES", ["res2", "res2", "res4", "res5"], "IN_FEATURES is .*expected"),
+        ("SCALE_WEIGHTS", [-1.0, 1.0, 1.0, 1.0], "SCALE_WEIGHTS is .*expected"),
+        ("LOSS_WEIGHT_CROSS_SCALE", -1.0, "LOSS_WEIGHT_CROSS_SCALE is -1.0: expected"),
+        ("PROJECTOR_LAYERS", -1, "PROJECTOR_LAYERS is -1: expected"),
+    ],
+)
+def test_programs_of_others_do_not_check_their_config(key, value, message):
+    """They add our keys to theirs and build the losses."""
+    cfg = small_config(UPER)
+    cfg.MODEL.CONTRAST[key] = value
+    shapes = {f"res{i}": ShapeSpec(channels=8, stride=2**i) for i in range(2, 6)}
+    with pytest.raises(ValueError, match=f"MODEL.CONTRAST.{message}"):
+        build_contrast(cfg, shapes)
 
 
 def test_what_a_memory_does_not_go_with():

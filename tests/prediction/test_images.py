@@ -6,6 +6,7 @@ import pytest
 import torch
 from known_colors import COLORS, quarters
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from d2_contrast.prediction import to_rgb
 
@@ -80,6 +81,17 @@ def test_orientation_is_that_of_a_viewer(tmp_path, suffix, value, turn):
     assert read.shape == RGB.shape
     assert np.abs(read.astype(int) - RGB).mean() < 4
     np.testing.assert_array_equal(to_rgb(image), RGB)
+
+
+def test_orientation_in_a_chunk_of_text(tmp_path):
+    """As older versions of ImageMagick write it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = exif.tobytes()
+    text = PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(data):8d}\n{data.hex()}\n", zip=True)
+    Image.fromarray(RGB).transpose(Image.ROTATE_90).save(tmp_path / "a.png", pnginfo=text)
+    np.testing.assert_array_equal(to_rgb(tmp_path / "a.png"), RGB)
 
 
 FORMS = {

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from known_colors import CLASSES, quarters
+from known_colors import CLASSES, NearestColor, quarters
 from PIL import Image
 
 from d2_contrast import predict
@@ -222,7 +222,32 @@ class TestInputs:
         monkeypatch.setattr("known_colors.NearestColor.forward", forward)
         code, _, err = run("--input", "in", "--batch", "2", "--save", "labels", "probabilities")
         assert code == 1 and files() == []
-        assert err.count("not enough memory for its 40 x 60 pixels at once: give --window 512") == 3
+        assert err.count("40 x 60 pixels: there is not enough memory for it at once: give --window 512") == 3
+
+    def test_images_that_the_network_refuses(self, run, monkeypatch):
+        """Networks that take some sizes alone; a video of such a size, too."""
+        for i, size in enumerate([(40, 60), (40, 50), (40, 60)]):
+            save(f"in/{i}.png", quarters(*size)[0])
+        write_video("in.avi", "MJPG", frames=2)
+        forward = NearestColor.forward
+
+        def forward_some(self, batched_inputs):
+            if (size := tuple(batched_inputs[0]["image"].shape[1:])) != (40, 60):
+                raise ValueError(f"an image has {size[0]} x {size[1]} pixels, expected 40 x 60")
+            return forward(self, batched_inputs)
+
+        monkeypatch.setattr(NearestColor, "forward", forward_some)
+        code, out, err = run("--input", "in", "in.avi", "--save", "labels")
+        assert code == 1 and out == "out: results of 2 of 4 inputs\n" and "Traceback" not in err
+        assert files() == ["labels/in/0.png", "labels/in/2.png"]
+        assert "in/1.png, 40 x 50 pixels: an image has 40 x 50 pixels, expected 40 x 60" in err
+        assert "in.avi: an image has 48 x 64 pixels, expected 40 x 60" in err
+
+    def test_the_limit_of_pixels_is_a_key(self, run):
+        save("street.png")
+        code, _, err = run("--input", "street.png", "--", "INPUT.MAX_PIXELS", "2399")
+        assert code == 1 and "street.png: this image is too large (60 x 40 pixels" in err and "INPUT.MAX_PIXELS" in err
+        assert run("--overwrite", "--input", "street.png", "--", "INPUT.MAX_PIXELS", "2400")[0] == 0
 
 
 class TestErrors:

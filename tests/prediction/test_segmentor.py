@@ -52,6 +52,12 @@ class TestCall:
         for form in forms:
             np.testing.assert_array_equal(segment(form).label_map, LABEL)
 
+    def test_files_as_large_as_training_takes(self, segment, tmp_path, monkeypatch):
+        Image.fromarray(RGB).save(tmp_path / "a.png")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        np.testing.assert_array_equal(segment(tmp_path / "a.png").label_map, LABEL)
+        assert Image.MAX_IMAGE_PIXELS == 100
+
     def test_a_list_gives_a_list(self, make_segmentor):
         segment = make_segmentor(batch=2)
         images = [noise(8, 9, 0), noise(8, 9, 1), noise(8, 9, 2), noise(5, 7, 3), noise(8, 9, 4)]

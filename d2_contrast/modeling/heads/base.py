@@ -15,7 +15,7 @@ from ..pixel_losses import build_pixel_loss
 
 
 class SemSegHead(nn.Module):
-    """A head whose logits have the stride of its finest feature map."""
+    """A head whose logits have the stride of its first feature map."""
 
     def __init__(
         self, input_shape: Mapping[str, ShapeSpec], *, pixel_loss: nn.Module, loss_weight: float, ignore_value: int
@@ -29,7 +29,7 @@ class SemSegHead(nn.Module):
         """
         super().__init__()
         self.in_features = tuple(input_shape)
-        self.common_stride = min(shape.stride for shape in input_shape.values())
+        self.common_stride = next(iter(input_shape.values())).stride
         self.pixel_loss = pixel_loss
         self.loss_weight = loss_weight
         self.ignore_value = ignore_value
@@ -69,7 +69,7 @@ class SemSegHead(nn.Module):
 
     @abstractmethod
     def layers(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Map features to logits (N, K, h, w) at the stride of the finest of them."""
+        """Map features to logits (N, K, h, w) at the stride of the first of them."""
 
     def losses(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Weighted losses of logits (N, K, h, w) against targets (N, H, W), by name."""

@@ -63,7 +63,7 @@ class OCRHead(SemSegHead):
         """
         Args:
             input_shape: feature maps by name, fine to coarse, of which pixel features are made.
-            aux_input_shape: feature maps, of the same finest stride, from which the first prediction is made.
+            aux_input_shape: feature maps from which the first prediction is made; the first one has the same stride.
             aux_pixel_loss: loss of the first prediction.
             num_classes: K.
             channels: width of pixel and region features.
@@ -76,14 +76,14 @@ class OCRHead(SemSegHead):
             kwargs: see SemSegHead.
 
         Raises:
-            ValueError: the strides differ.
+            ValueError: these strides differ.
         """
         super().__init__(input_shape, **kwargs)
         self.names_by_stride, self.aux_names_by_stride = group_by_stride(input_shape), group_by_stride(aux_input_shape)
-        if min(shape.stride for shape in aux_input_shape.values()) != self.common_stride:
+        if next(iter(aux_input_shape.values())).stride != self.common_stride:
             raise ValueError(
-                f"MODEL.OCR.AUX_IN_FEATURES is {list(aux_input_shape)}: its finest stride must be that of "
-                f"{list(input_shape)}, {self.common_stride}"
+                f"MODEL.OCR.AUX_IN_FEATURES is {list(aux_input_shape)}: the stride of the first must be that of "
+                f"the first of {list(input_shape)}, {self.common_stride}"
             )
         self.aux = nn.Sequential(
             conv_norm_relu(_channels(aux_input_shape), aux_channels, aux_kernel_size, norm, MultiScaleConv2d),
