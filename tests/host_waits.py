@@ -95,8 +95,7 @@ class HostWaits(TorchDispatchMode):
             return func(*args, **kwargs)
         name = func._schema.name
         self._note(func, name, args, kwargs, target)
-        indices = _indices(args) if name.startswith("aten::index") else []  # which may be the host's, as on a GPU
-        hosts = [x for x in tensors if not isinstance(x, DeviceTensor) and x.dim() and all(x is not i for i in indices)]
+        hosts = [x for x in tensors if not isinstance(x, DeviceTensor) and x.dim()]
         if hosts and name not in MIXED and target is None:
             raise RuntimeError(f"{name}: tensors of the device beside one of the host, {tuple(hosts[0].shape)}")
         inner = {**kwargs, "device": torch.device("cpu")} if target else kwargs
@@ -120,9 +119,7 @@ class HostWaits(TorchDispatchMode):
         elif name == "aten::copy_" and isinstance(args[0], DeviceTensor) != isinstance(args[1], DeviceTensor):
             if isinstance(args[1], DeviceTensor) or not (args[2] if len(args) > 2 else kwargs.get("non_blocking")):
                 self._wait(name)
-        elif name.startswith("aten::index") and any(
-            x is not None and (x.dtype == torch.bool or not isinstance(x, DeviceTensor)) for x in _indices(args)
-        ):
+        elif name.startswith("aten::index") and any(x is not None and x.dtype == torch.bool for x in _indices(args)):
             self._wait(name)
         elif name == "aten::repeat_interleave" and kwargs.get("output_size") is None:
             self._wait(name)

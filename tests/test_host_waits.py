@@ -34,7 +34,6 @@ class TestCounter:
         "into a tensor": lambda x: x.copy_(torch.zeros(4)),
         "unique": lambda x: x.unique(),
         "nonzero": lambda x: x.nonzero(),
-        "indices of the host": lambda x: x[torch.tensor([2, 3])],
         "repeats": lambda x: x.repeat_interleave(torch.tensor([1, 2, 1, 1]).to(DEVICE, non_blocking=True)),
     }
 

@@ -216,7 +216,7 @@ class MinedMemory(ContrastMemory):
         offset = max(self.num_classes, sampler.ignore_label + 1)
         anchors = sampler(maps, labels + offset * (is_class & (labels != predicted)), project)
         classes, order = (anchors.labels % offset).sort(stable=True)
-        return AnchorSet(anchors.vectors[order], classes)
+        return AnchorSet(anchors.vectors[to_device(order, anchors.vectors.device)], classes)
 
     def contrast(self, anchors: AnchorSet, temperature: float, *, tf32: bool = False) -> Tensor:
         with torch.autocast(anchors.vectors.device.type, enabled=False):
@@ -265,7 +265,9 @@ class MinedMemory(ContrastMemory):
         if "pixels" in self.rings:
             quotas = partial(torch.clamp, max=self.pixels_per_image)
             images, pixels = labels.flatten(1).shape
-            chosen = choose_positions(labels.flatten(), [pixels] * images, quotas, ignore_label)
+            chosen = to_device(
+                choose_positions(labels.flatten(), [pixels] * images, quotas, ignore_label), positions.device
+            )
             entries["pixels"] = AnchorSet(_normalise(project(positions[chosen])), labels.flatten()[chosen])
         if "regions" in self.rings:
             units = _normalise(project(positions)).unflatten(0, (len(maps), -1))
