@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("jobs", "threads", "gpus", "gpus_per_run"):
         if (value := getattr(args, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}: expected 1 or more")
-    from .ablation import AblationError, Progress, Runner, Store, describe_plan, read_spec, write_tables
+    from .ablation import AblationError, Progress, Runner, Store, check_labels, describe_plan, read_spec, write_tables
     from .config_files import find_config
 
     args.spec = find_config(args.spec)
@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     output = args.output or spec.output
     store = Store(output, args.results or output / "results")
     if not args.collect_only:
+        check_labels(spec)
         runs = [run for run in spec.runs if args.run in (None, run.name)]
         if not runs:
             raise AblationError(f"{args.spec} has no run {args.run!r}: was it changed after the command was printed?")

@@ -10,6 +10,7 @@ import torch
 
 from d2_contrast import ablate
 from d2_contrast.ablation import AblationError, Runner
+from d2_contrast.data.datasets.shapes_drawing import CLASSES as SHAPES
 
 ROOT = Path(__file__).parents[1]
 FAKE = ROOT / "tests/ablation/fake_train.py"
@@ -71,6 +72,18 @@ def test_a_plan_tells_long_values_apart(main, capsys):
 def test_collecting_nothing(main, capsys):
     assert main(["spec.yaml", "--collect-only", "--plot"]) == 0
     assert "0 of 4 runs finished" in capsys.readouterr().out
+
+
+def test_a_row_without_labels_to_test_on_ends_before_it_starts(main, capsys, forget_datasets):
+    unlabelled = [{"name": "garden_new", "images": "garden", "classes": list(SHAPES)}]
+    overrides = ["DATASETS.FOLDERS", str(unlabelled), "DATASETS.TEST", "('garden_new',)"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["spec.yaml", *overrides])
+    assert "row 'plain' is tested on garden_new alone, without labels" in capsys.readouterr().err
+    assert not Path("output").exists()
+    assert main(["spec.yaml", "--collect-only", *overrides]) == 0
+    overrides[-1] = "('garden_new', 'shapes_val')"
+    assert main(["spec.yaml", "--plan-only", *overrides]) == 0
 
 
 def test_failures_come_last(main, capsys, monkeypatch):

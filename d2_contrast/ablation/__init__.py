@@ -6,7 +6,7 @@ from .progress import Progress
 from .records import Store
 from .report import describe_plan, write_tables
 from .runner import Failure, Runner, Slot
-from .spec import AblationError, Row, Run, Spec, read_spec
+from .spec import AblationError, Row, Run, Spec, check_labels, read_spec
 from .statistics import Difference, Summary, paired_difference, summarize
 from .table import Table, build_tables, to_csv, to_latex, to_markdown
 
@@ -24,6 +24,7 @@ __all__ = [
     "Summary",
     "Table",
     "build_tables",
+    "check_labels",
     "describe_plan",
     "draw_differences",
     "paired_difference",

@@ -108,7 +108,8 @@ def _describe(deviations: Iterable[Changes]) -> list[str]:
 def final_results(folder: Path, run: Run) -> dict[str, dict[str, float | None]] | None:
     """Results of the evaluation after the last iteration, {dataset: {metric: percent}}; None if there are none yet.
 
-    They are read from metrics.json: only there do they differ from earlier and later evaluations.
+    They are read from metrics.json: only there do they differ from earlier and later evaluations. One line has the
+    results of all datasets, so those of one say that all are there. A dataset without labels has none and is left out.
     """
     path = folder / "metrics.json"
     if not path.is_file():
@@ -123,10 +124,9 @@ def final_results(folder: Path, run: Run) -> dict[str, dict[str, float | None]] 
         # As Detectron2 names them.
         prefix = f"{dataset}/sem_seg/" if len(run.row.datasets) > 1 else "sem_seg/"
         found = {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
-        if not found:
-            return None
-        results[dataset] = found
-    return results
+        if found:
+            results[dataset] = found
+    return results or None
 
 
 def describe(folder: Path, spec_name: str, run: Run, results: Mapping[str, Mapping[str, float | None]]) -> dict:

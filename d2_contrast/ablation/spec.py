@@ -201,6 +201,20 @@ def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     return Spec(path.stem, tuple(built), metrics, Path(str(output)))
 
 
+def check_labels(spec: Spec) -> None:
+    """Check that each row is tested on a dataset with labels, as far as their metadata say it. No file is read.
+
+    Raises:
+        AblationError: a row is not, so that its runs would have no results.
+    """
+    for row in spec.rows:
+        if not any(MetadataCatalog.get(dataset).get("has_labels", True) for dataset in row.datasets):
+            raise AblationError(
+                f"row {row.name!r} is tested on {', '.join(row.datasets)} alone, without labels: there would be "
+                "nothing to report, name a dataset with labels in DATASETS.TEST"
+            )
+
+
 def settings_of(cfg: CfgNode) -> dict[str, object]:
     """The values of a config that differ from the defaults, by dotted key, without the keys ``WITHOUT_INFLUENCE``.
 

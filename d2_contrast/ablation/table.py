@@ -54,14 +54,23 @@ class Table:
 
 
 def build_tables(spec: Spec, records: Records) -> list[Table]:
-    """Compute the tables of a spec, one for each dataset, from the records of its finished runs."""
+    """Compute the tables of a spec, one for each dataset, from the records of its finished runs.
+
+    A dataset that none of its finished runs has results on, as one without labels, has no table.
+    """
     tested = {row.name: list(row.datasets) for row in spec.rows}
     for (row, _), record in records.items():
         tested[row] += [dataset for dataset in record["results"] if dataset not in tested[row]]
     datasets = list(dict.fromkeys(dataset for names in tested.values() for dataset in names))
-    return [
+    tables = [
         _table(spec, [row for row in spec.rows if dataset in tested[row.name]], records, dataset)
         for dataset in datasets
+    ]
+    finished = {row for row, _ in records}
+    return [
+        table
+        for table in tables
+        if any(line.finished for line in table.lines) or finished.isdisjoint(line.row for line in table.lines)
     ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from d2_contrast.ablation import Progress, Runner, Slot, Store, describe_plan, read_spec
+from d2_contrast.ablation import Progress, Runner, Slot, Store, build_tables, describe_plan, read_spec
 from d2_contrast.ablation.progress import duration
 from d2_contrast.ablation.records import read_attempt
 from d2_contrast.ablation.runner import Claim, claimed_by
@@ -139,10 +139,21 @@ def test_results_of_several_datasets(write_spec, store):
     spec = read_spec(write_spec(TWO_ROWS), ["DATASETS.TEST", "('shapes_train', 'shapes_val')"])
     run = spec.runs[0]
     metrics = metrics_file(store, run)
-    metrics.write_text('{"iteration": 6, "shapes_val/sem_seg/mIoU": 2.0}\n')
+    metrics.write_text('{"iteration": 6, "total_loss": 2.0}\n')
     assert store.record(spec.name, run) is None
     metrics.write_text('{"iteration": 6, "shapes_train/sem_seg/IoU-disc": NaN, "shapes_val/sem_seg/mIoU": 2.0}\n')
     assert store.record(spec.name, run)["results"] == {"shapes_train": {"IoU-disc": None}, "shapes_val": {"mIoU": 2.0}}
+
+
+def test_a_dataset_without_labels_has_no_results(write_spec, store):
+    spec = read_spec(write_spec(TWO_ROWS), ["DATASETS.TEST", "('shapes_train', 'shapes_val')"])
+    run = spec.runs[0]
+    # One evaluation is one line: what it lacks has no results.
+    metrics_file(store, run).write_text('{"iteration": 6, "shapes_val/sem_seg/mIoU": 2.0}\n')
+    assert store.record(spec.name, run)["results"] == {"shapes_val": {"mIoU": 2.0}}
+    assert [table.dataset for table in build_tables(spec, {})] == ["shapes_train", "shapes_val"]
+    (table,) = build_tables(spec, store.collect(spec)[0])
+    assert table.dataset == "shapes_val" and [line.finished for line in table.lines] == [1, 0]
 
 
 def test_row_with_another_name_keeps_its_runs_and_other_settings_do_not(spec, store, write_spec):

@@ -81,6 +81,7 @@ def test_cityscapes(root, caplog, encoding, found):
     assert f"cityscapes_19_train are encoded as {found}" in caplog.text
     test = DatasetCatalog.get("cityscapes_19_test")
     assert len(test) == 1 and "sem_seg_file_name" not in test[0]
+    assert [MetadataCatalog.get(f"cityscapes_19_{s}").has_labels for s in ("val", "test")] == [True, False]
 
 
 def test_cityscapes_without_labels_still_names_them(root):

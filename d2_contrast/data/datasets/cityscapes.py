@@ -80,5 +80,6 @@ for _split, _folders in SPLITS.items():
         label_encodings=LABEL_ENCODINGS,
         evaluator_type="cityscapes_sem_seg",
         submission_ids=[raw for raw, *_ in CLASSES],
+        has_labels=_split != "test",
         num_images=[NUM_IMAGES[_split]],
     )

@@ -113,7 +113,12 @@ def _describe(where: str, entry: Mapping) -> dict[str, Any]:
                 other = "in ignore_values" if table[value] == ignore_label else repr(classes[table[value]]["name"])
                 raise ValueError(f"{where}: label value {value} has two meanings, {c['name']!r} and {other}")
             table[value] = train_id
-    return {**metadata, "label_encodings": {"values of the config": table}, "images_folder": entry["images"]}
+    return {
+        **metadata,
+        "label_encodings": {"values of the config": table},
+        "images_folder": entry["images"],
+        "has_labels": "labels" in entry,
+    }
 
 
 def find(root: Path, entry: Mapping) -> list[Pair]:
