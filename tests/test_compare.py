@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from tiny_runs import edit_config
@@ -85,6 +86,17 @@ def test_a_run_beside_itself_does_not_differ(twins, tmp_path):
     assert all(value in (0, None) for value in data["differences"]["again"].values())
     assert set(data["settings"]) == {"VISUALIZE.NUM_IMAGES"}
     assert not (again / "comparison" / "anchors.png").exists()  # none were contrasted
+
+
+def test_features_that_cannot_be_measured_end_it_before_the_evaluation(twins, capsys, caplog):
+    path = twins[1] / "model_final.pth"  # of weights with which values overflow
+    checkpoint = torch.load(path, weights_only=True)
+    next(value for name, value in checkpoint["model"].items() if name.startswith("backbone.")).fill_(1e38)
+    torch.save(checkpoint, path)
+    with pytest.raises(SystemExit, match="2"):
+        main(list(map(str, twins)))
+    assert "contrast: feature map p2 holds values that are not finite" in capsys.readouterr().err
+    assert "reading features" in caplog.text and "Predicting" not in caplog.text
 
 
 def test_what_cannot_be_compared_is_refused(twins, capsys):

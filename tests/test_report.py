@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.layers import ShapeSpec
 from page_checks import Page, check
 from PIL import Image
 from tiny_runs import edit_config
@@ -173,6 +174,25 @@ def test_three_runs(twins, tmp_path):
     assert set(data["differences"]) == {"contrast", "third"}
     assert data["settings"]["MODEL.BACKBONE.PRETRAINED"] == [False, False, True]
     assert "No images are shown" in page.text
+
+
+def test_networks_without_a_map_in_common(twins, monkeypatch, capsys):
+    def load(*args):
+        runs = load_runs(*args)
+        runs[0].model.backbone.output_shape = lambda: {"other": ShapeSpec(channels=8, stride=4)}
+        return runs
+
+    monkeypatch.setattr("d2_contrast.analysis.load_runs", load)
+    edit_config(twins[1], show_pictures)
+    assert main(list(map(str, twins))) == 0
+    says = "Features are not measured: no map that is contrasted has the same name and stride in all of these networks."
+    page = check((twins[1] / "report.html").read_text())
+    assert says in page.text and "t-SNE" not in page.text and "Single feature maps" not in page.tables
+    assert [row[0] for row in page.tables["Scores; ↓: smaller is better"]][:2] == ["score", "mIoU (%)"]
+    assert f"## Features\n\n{says}\n\n" in (twins[1] / "comparison/comparison.md").read_text()
+    data = json.loads((twins[1] / "comparison/comparison.json").read_text())
+    assert data["features"]["strides"] == {} and data["results"]["baseline"]["mIoU"] is not None
+    assert "neighbours" not in capsys.readouterr().out
 
 
 def test_help_needs_no_torch():

@@ -28,7 +28,15 @@ from ..tables import markdown_table, number, write_json
 from ..visualize import Sample, draw_anchors, draw_predictions, read_metrics
 from ..visualize.curves import Series, is_of_anchors, last_anchors
 from ..visualize.style import save
-from .features import FeatureAnalysis, analyze_features, draw_features, features_json, features_markdown
+from .features import (
+    NO_MAPS,
+    FeatureAnalysis,
+    analyze_features,
+    common_maps,
+    draw_features,
+    features_json,
+    features_markdown,
+)
 from .runs import TrainedRun
 
 logger = logging.getLogger(__name__)
@@ -88,7 +96,7 @@ class Comparison:
         shares: percentage of the labelled pixels, by class.
         worst: the images with the largest share of wrong pixels, as mean over the runs, the largest first.
         changed: the images on which predictions differ most, the largest difference first; none for a single run.
-        features: measures of the feature maps of all.
+        features: measures of the feature maps of all; empty where they have none in common.
         logs: what each logged in training, see :func:`..visualize.read_metrics`; without runs that
             have no metrics.json.
     """
@@ -141,7 +149,16 @@ def compare_runs(runs: Sequence[TrainedRun], dataset: str, dataset_dicts: Sequen
         dataset_dicts: its labelled images.
         output: folder; the results of each evaluation go to ``evaluation/<run>`` in it, with a number behind it where
             another run has this name.
+
+    Raises:
+        ValueError: feature maps hold values that are not finite, or cannot be read at the same positions.
     """
+    # First, since it may refuse the networks, and predicting all images takes longer.
+    if common_maps(runs):
+        features = analyze_features(runs, dataset, dataset_dicts)
+    else:
+        logger.warning(NO_MAPS)
+        features = FeatureAnalysis(dataset, {}, {}, {}, {})
     baseline, *others = (run.name for run in runs)
     metadata = MetadataCatalog.get(dataset)
     ignore_label = get_ignore_label(metadata)
@@ -191,7 +208,7 @@ def compare_runs(runs: Sequence[TrainedRun], dataset: str, dataset_dicts: Sequen
         shares=dict(zip(metadata.stuff_classes, (100 * pixels / max(pixels.sum(), 1)).tolist())),
         worst=worst.images(),
         changed=changed.images(),
-        features=analyze_features(runs, dataset, dataset_dicts),
+        features=features,
         logs={name: read_metrics(str(path)) for name, path in logs.items() if path.is_file()},
     )
 
@@ -259,10 +276,10 @@ def summary(comparison: Comparison) -> str:
     names = comparison.names
     means = [key for key in comparison.results[names[0]] if key.startswith("mIoU")]
     rows = [[f"{key} (%)", *_beside([comparison.results[name][key] for name in names])] for key in means]
-    maps = [comparison.features.measures[name]["raw"]["maps"] for name in names]
     for scale, stride in comparison.features.strides.items():
         label = f"{scale} (stride {stride}): accuracy of {NEIGHBOURS} nearest neighbours"
-        rows.append([label, *_beside([of_run[scale]["neighbour_accuracy"] for of_run in maps])])
+        maps = [comparison.features.measures[name]["raw"]["maps"][scale] for name in names]
+        rows.append([label, *_beside([values["neighbour_accuracy"] for values in maps])])
     where = f"{comparison.features.dataset}, {comparison.images} images"
     return markdown_table(rows, [where, *names, *differences(names)])
 

@@ -38,6 +38,7 @@ SCALE_MEASURES = {
     "similarity_gap": "similarity of a class across scales ↑",
     "neighbour_accuracy": f"accuracy of {NEIGHBOURS} nearest neighbours on the finer map ↑",
 }
+NO_MAPS = "Features are not measured: no map that is contrasted has the same name and stride in all of these networks."
 NOTES = """\
 ↑: larger is better; ↓: smaller is better; -: cannot be measured on these images. Accuracies are shares of 1, the
 mean over classes; ± is the standard deviation over draws of the labelled images."""
@@ -49,7 +50,7 @@ class FeatureAnalysis:
 
     Attributes:
         dataset: name of the dataset.
-        strides: of the maps, by name.
+        strides: of the maps, by name; {} where the networks have none in common, which leaves the others empty.
         raw: vectors of the maps themselves, by run and map.
         projected: vectors after the projectors, by run and map, for runs that have projectors.
         measures: all figures, see :func:`measures_of`, by run.
@@ -74,9 +75,17 @@ def analyze_features(
         maps: see :func:`common_maps`.
 
     Raises:
-        ValueError: a network has no such map, maps of a name differ in stride, or hold values that are not finite.
+        ValueError: a network has no such map, maps of a name differ in stride, there is none in common, or maps hold
+            values that are not finite.
     """
     strides = common_maps(runs, maps)
+    if not strides:
+        shapes = {run.name: run.model.backbone.output_shape() for run in runs}
+        listed = "; ".join(
+            f"{run}: {', '.join(f'{name} (stride {shape.stride})' for name, shape in of_run.items())}"
+            for run, of_run in shapes.items()
+        )
+        raise ValueError(f"these networks have no feature map in common that is contrasted ({listed})")
     metadata = MetadataCatalog.get(dataset)
     raw, projected, measures = {}, {}, {}
     for run in runs:
@@ -114,20 +123,24 @@ def common_maps(runs: Sequence[TrainedRun], maps: Sequence[str] | None = None) -
     Args:
         runs: at least one.
         maps: names, "a+b" for two maps that are concatenated. None: the maps that a run with contrastive losses
-            contrasts, or, if no run has these losses, the maps that they would contrast; maps that a network lacks are
-            left out.
+            contrasts, or, if no run has these losses, the maps that they would contrast; maps that a network lacks, or
+            has at another stride, are left out.
+
+    Returns:
+        {} if ``maps`` is None and none is left.
 
     Raises:
-        ValueError: a network has no such map, or maps of a name differ in stride.
+        ValueError: a network has no such map of ``maps``, or maps of a name differ in stride.
     """
     shapes = {run.name: run.model.backbone.output_shape() for run in runs}
     if maps is None:
         telling = [run for run in runs if run.cfg.MODEL.CONTRAST.ENABLED] or runs
         wanted = dict.fromkeys(name for run in telling for name in contrasted_features(run.cfg, shapes[run.name]))
-        maps = [name for name in wanted if all(set(part_names([name])) <= set(shapes[run.name]) for run in runs)]
+        shared = [name for name in wanted if all(set(part_names([name])) <= set(shapes[run.name]) for run in runs)]
+        joined = [join_shapes(shapes[run.name], shared, "--maps") for run in runs] if shared else []
+        maps = [name for name in shared if len({of_run[name].stride for of_run in joined}) == 1]
         if not maps:
-            listed = "; ".join(f"{name}: {', '.join(shape)}" for name, shape in shapes.items())
-            raise ValueError(f"these networks have no feature map in common that is contrasted ({listed})")
+            return {}
     strides: dict[str, int] = {}
     for run in runs:
         for name in part_names(maps):
@@ -144,6 +157,8 @@ def common_maps(runs: Sequence[TrainedRun], maps: Sequence[str] | None = None) -
 
 def features_markdown(analysis: FeatureAnalysis) -> str:
     """Tables of all measures, with a line on what was measured."""
+    if not analysis.strides:
+        return f"{sampled_positions(analysis)}\n"
     maps, *pairs = (markdown_table(_without_repeats(rows), headers, texts=2) for headers, rows in tables(analysis))
     text = [sampled_positions(analysis), maps, *(["Two scales together:", *pairs] if pairs else [])]
     return "\n\n".join([*text, NOTES]) + "\n"
@@ -151,6 +166,8 @@ def features_markdown(analysis: FeatureAnalysis) -> str:
 
 def sampled_positions(analysis: FeatureAnalysis) -> str:
     """A line on what was measured."""
+    if not analysis.strides:
+        return NO_MAPS
     sampled = next(iter(analysis.measures.values()))["raw"]["maps"]
     positions = ", ".join(f"{values['positions']} of {name}" for name, values in sampled.items())
     classes = max(values["classes"] for values in sampled.values())
@@ -179,7 +196,7 @@ def draw_features(analysis: FeatureAnalysis, points: int, output: Path) -> list[
             a map of ``joint.png``; 0 for no pictures.
         output: folder for the pictures.
     """
-    if not points:
+    if not points or not analysis.strides:
         return []
     metadata = MetadataCatalog.get(analysis.dataset)
     names, colors = metadata.stuff_classes, class_colors(metadata)

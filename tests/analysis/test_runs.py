@@ -8,7 +8,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from tiny_runs import edit_config
 
-from d2_contrast.analysis import check_comparable, common_dataset, load_runs
+from d2_contrast.analysis import analyze_features, check_comparable, common_dataset, load_runs
 from d2_contrast.analysis.features import common_maps
 
 
@@ -197,9 +197,15 @@ class TestCommonMaps:
 
     def test_what_does_not_fit_is_named(self):
         a, b = self.run("a", ["res2", "res3"]), self.run("b", ["p2"])
-        with pytest.raises(ValueError, match=r"no feature map in common .*a: res2, res3; b: p2"):
-            common_maps([a, b])
+        with pytest.raises(ValueError, match=r"no feature map in common .*a: res2 \(stride 4\), res3 .*; b: p2 \(st"):
+            analyze_features([a, b], "shapes_val", [])
         with pytest.raises(ValueError, match="b has no feature map 'res2': it has p2"):
             common_maps([a, b], ["res2"])
         with pytest.raises(ValueError, match="feature map res2 has stride 4 in a and 8 in c"):
-            common_maps([a, self.run("c", ["res2"], stride=8)])
+            common_maps([a, self.run("c", ["res2"], stride=8)], ["res2"])
+
+    def test_maps_of_different_strides_are_left_out(self):
+        a, b = self.run("a", ["res2", "res3", "res4"]), self.run("b", ["res2", "res3", "res4"], stride=8)
+        b.model.backbone.output_shape()["res3"] = SimpleNamespace(channels=8, stride=4)
+        assert common_maps([a, b]) == {"res3": 4}
+        assert common_maps([self.run("a", ["res2"]), self.run("b", ["res2"], stride=8)]) == {}
