@@ -1,9 +1,10 @@
 """Compare two trained runs on the same dataset: scores, features, and pictures that put both side by side.
 
 d2-contrast compare output/shapes/uper_r18 output/shapes/uper_r18_contrast
+d2-contrast compare output/shapes/uper_r18 output/shapes/uper_r18_contrast --opts TEST.AUG.ENABLED True
 
 A run is a folder that a training had as OUTPUT_DIR; the first is the baseline. Both are evaluated again, as their
-configs say. Written are comparison.md with all tables and pictures, and comparison.json.
+configs and --opts say. Written are comparison.md with all tables and pictures, and comparison.json.
 """
 
 import argparse
@@ -23,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--names", nargs=2, metavar="NAME", help="what to call the two; default: by their folders")
     parser.add_argument("--dataset", help="a registered dataset with labels; default: the first of DATASETS.TEST")
     parser.add_argument("--output", type=given_path, help="folder for the files; default: comparison/ in RUN")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys to override in all")
     return parser
 
 
@@ -34,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
     log_to_terminal("d2_contrast.analysis")
     output = args.output or Path(args.run) / "comparison"
-    baseline, run = load_runs([args.baseline, args.run], args.names)
+    baseline, run = load_runs([args.baseline, args.run], args.names, args.opts)
     dataset, dataset_dicts = common_dataset([baseline, run], args.dataset)
     check_comparable(baseline, run, dataset)
     output.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", help="a registered dataset with labels; default: the first of DATASETS.TEST")
     parser.add_argument("--maps", nargs="+", metavar="MAP", help="feature maps; default: those that are contrasted")
     parser.add_argument("--output", type=given_path, help="folder for the files; default: features/ in the first run")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys to override in all")
     return parser
 
 
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
     log_to_terminal("d2_contrast.analysis")
     output = args.output or Path(args.runs[0]) / "features"
-    runs = load_runs(args.runs)
+    runs = load_runs(args.runs, overrides=args.opts)
     dataset, dataset_dicts = common_dataset(runs, args.dataset)
     output.mkdir(parents=True, exist_ok=True)
     analysis = analyze_features(runs, dataset, dataset_dicts, args.maps)

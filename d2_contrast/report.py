@@ -4,8 +4,8 @@ d2-contrast report output/shapes/uper_r18
 d2-contrast report output/shapes/uper_r18 output/shapes/uper_r18_contrast
 
 A run is a folder that a training had as OUTPUT_DIR; the first is the baseline. All are evaluated again, as their
-configs say. Written are report.html, which holds everything, and comparison/ with the same tables as Markdown and
-JSON, and pictures as files.
+configs and --opts say. Written are report.html, which holds everything, and comparison/ with the same tables as
+Markdown and JSON, and pictures as files.
 """
 
 import argparse
@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--names", nargs="+", metavar="NAME", help="what to call the runs; default: by their folders")
     parser.add_argument("--dataset", help="a registered dataset with labels; default: the first of DATASETS.TEST")
     parser.add_argument("--output", type=given_path, help="folder for the files; default: that of the last RUN")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys to override in all")
     return parser
 
 
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
     log_to_terminal("d2_contrast.analysis")
     output = args.output or Path(args.runs[-1])
-    runs = load_runs(args.runs, args.names)
+    runs = load_runs(args.runs, args.names, args.opts)
     dataset, dataset_dicts = common_dataset(runs, args.dataset)
     for run in runs:
         check_comparable(runs[0], run, dataset)

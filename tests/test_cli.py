@@ -120,7 +120,8 @@ def test_completion_in_bash():
     assert complete("d2-contrast", "") == [*cli.VERBS, "--help", "--version"]
     assert complete("d2-contrast", "ch") == ["check"]
     assert complete("d2-contrast", "train", "--ev") == ["--eval-only"]
-    assert complete("d2-contrast", "compare", "output/a", "--") == ["--help", "--names", "--dataset", "--output"]
+    options = ["--help", "--names", "--dataset", "--output", "--opts"]
+    assert complete("d2-contrast", "compare", "output/a", "--") == options
     assert complete("d2-contrast", "check", "") == []  # files, by bash itself
 
 

@@ -109,3 +109,9 @@ def test_what_cannot_be_compared_is_refused(twins, capsys):
     error = capsys.readouterr().err.strip()
     assert "baseline and contrast are evaluated in different ways" in error and len(error.splitlines()) == 1
     assert not (twins[1] / "comparison").exists()
+    advice = error[error.index("--opts") :].split()
+    assert main([*map(str, twins), *advice]) == 0
+    data = json.loads((twins[1] / "comparison" / "comparison.json").read_text())
+    for folder in twins:
+        assert data["results"][folder.name] == pytest.approx(results_of(folder))
+    assert "TEST.SLIDING_WINDOW.ENABLED" not in data["settings"]

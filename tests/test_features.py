@@ -72,7 +72,9 @@ def test_two_runs(twins, capsys):
 
 def test_one_run_and_chosen_maps(twins, tmp_path, capsys):
     output = tmp_path / "elsewhere" / "here"
-    assert main([str(twins[0]), "--maps", "p5", "res2", "p2", "--output", str(output)]) == 0
+    opts = ["--opts", "VISUALIZE.TSNE_POINTS", "0"]
+    set_points(twins[0], 80)
+    assert main([str(twins[0]), *opts, "--maps", "p5", "res2", "p2", "--output", str(output)]) == 0
     data = json.loads((output / "features.json").read_text())
     assert list(data["strides"].items()) == [("res2", 4), ("p2", 4), ("p5", 32)]
     assert list(data["runs"]["baseline"]["raw"]["scales"]) == ["p2 p5"]  # others are of different dimension

@@ -147,8 +147,7 @@ def test_ignored_areas_are_striped(report):
 def test_one_run(trained_twins, tmp_path):
     folder = Path(shutil.copytree(trained_twins[0], tmp_path / "alone"))
     (folder / "metrics.json").unlink()
-    edit_config(folder, lambda config: config["VISUALIZE"].update(NUM_IMAGES=1))
-    assert main([str(folder)]) == 0
+    assert main([str(folder), "--opts", "VISUALIZE.NUM_IMAGES", "1"]) == 0
     page = check((folder / "report.html").read_text())
     (classes,) = (rows for caption, rows in page.tables.items() if caption.startswith("IoU of each class"))
     assert classes[0] == ["class", "alone", "pixels (%)"]

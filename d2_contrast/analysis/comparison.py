@@ -136,7 +136,7 @@ def check_comparable(baseline: TrainedRun, run: TrainedRun, dataset: str) -> Non
         if views[0][key] != views[1][key]:
             raise ValueError(
                 f"{baseline.name} and {run.name} are evaluated in different ways, {key} is {views[0][key]} and "
-                f"{views[1][key]}: evaluate one of them again (--eval-only) with the other's settings"
+                f"{views[1][key]}: choose one way for all, such as --opts {key}.ENABLED False"
             )
 
 
@@ -410,7 +410,7 @@ def _views(cfg: CfgNode) -> dict[str, object]:
 def differing_settings(runs: Sequence[TrainedRun]) -> dict[str, list]:
     """Config keys in which runs differ, with all values, or a single run from the defaults; folders are left out."""
     # From the files, since loading a run turns its pretrained weights off.
-    configs = [flatten(load_config(str(run.folder / "config.yaml"))) for run in runs]
+    configs = [flatten(load_config(str(run.folder / "config.yaml"), run.overrides)) for run in runs]
     if len(configs) == 1:
         configs.insert(0, flatten(default_config()))
     values = {key: [config.get(key) for config in configs] for key in dict.fromkeys(k for c in configs for k in c)}

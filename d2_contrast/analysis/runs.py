@@ -21,9 +21,10 @@ class TrainedRun:
     Attributes:
         name: as given, or the name of its folder, with parent folders where these are needed to tell runs apart.
         folder: what train_net.py had as OUTPUT_DIR.
-        cfg: its config.
+        cfg: its config, with the overrides.
         weights: the checkpoint that was loaded.
         model: its ContrastiveSegmentor in evaluation mode.
+        overrides: keys and values in turn that its config was given when it was loaded.
     """
 
     name: str
@@ -31,6 +32,7 @@ class TrainedRun:
     cfg: CfgNode
     weights: Path
     model: nn.Module
+    overrides: Sequence[str] = ()
 
     def cfg_for(self, dataset: str) -> CfgNode:
         """The config of the run, with this dataset to test on."""
@@ -44,7 +46,9 @@ class TrainedRun:
         return SemSegMapper(self.cfg_for(dataset), is_train=False)
 
 
-def load_runs(folders: Sequence[str], names: Sequence[str] | None = None) -> list[TrainedRun]:
+def load_runs(
+    folders: Sequence[str], names: Sequence[str] | None = None, overrides: Sequence[str] = ()
+) -> list[TrainedRun]:
     """Load runs from their folders, the last checkpoint of each, and register the datasets that their configs describe.
 
     With SOLVER.EMA.ENABLED a network gets the moving average of its weights, as in evaluation.
@@ -52,6 +56,7 @@ def load_runs(folders: Sequence[str], names: Sequence[str] | None = None) -> lis
     Args:
         folders: each what train_net.py had as OUTPUT_DIR.
         names: what to call the runs; None for the names of their folders.
+        overrides: keys and values in turn, over the config of each.
 
     Raises:
         FileNotFoundError: a folder holds no run, or no checkpoint.
@@ -62,7 +67,7 @@ def load_runs(folders: Sequence[str], names: Sequence[str] | None = None) -> lis
     of_folders = _names(paths)
     if names is not None and (len(names) != len(paths) or len(set(names)) != len(names)):
         raise ValueError(f"names of {len(paths)} runs are {', '.join(names)}: expected one for each, all different")
-    return [_load(path, name) for path, name in zip(paths, of_folders if names is None else names)]
+    return [_load(path, name, overrides) for path, name in zip(paths, of_folders if names is None else names)]
 
 
 def common_dataset(runs: Sequence[TrainedRun], name: str | None = None) -> tuple[str, list[dict]]:
@@ -91,7 +96,9 @@ def common_dataset(runs: Sequence[TrainedRun], name: str | None = None) -> tuple
         if _test_size(run.cfg) != _test_size(first.cfg):
             raise ValueError(
                 f"{first.name} and {run.name} see images in different sizes: INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST are "
-                f"{_test_size(first.cfg)} and {_test_size(run.cfg)}"
+                f"{_test_size(first.cfg)} and {_test_size(run.cfg)}; choose one for all, such as --opts "
+                f"INPUT.MIN_SIZE_TEST {first.cfg.INPUT.MIN_SIZE_TEST} INPUT.MAX_SIZE_TEST "
+                f"{first.cfg.INPUT.MAX_SIZE_TEST}"
             )
     if name not in DatasetCatalog:
         similar = difflib.get_close_matches(name, DatasetCatalog.list())
@@ -103,11 +110,11 @@ def common_dataset(runs: Sequence[TrainedRun], name: str | None = None) -> tuple
     return name, labelled
 
 
-def _load(folder: Path, name: str) -> TrainedRun:
+def _load(folder: Path, name: str, overrides: Sequence[str]) -> TrainedRun:
     config = folder / CONFIG_FILE
     if not config.is_file():
         raise FileNotFoundError(f"{folder} holds no config.yaml: expected a folder that train_net.py had as OUTPUT_DIR")
-    cfg = read_trained(str(folder))
+    cfg = read_trained(str(folder), overrides=overrides)
     weights = Path(cfg.MODEL.WEIGHTS)
     cfg.OUTPUT_DIR = str(folder)
     cfg.MODEL.WEIGHTS = ""
@@ -117,7 +124,7 @@ def _load(folder: Path, name: str) -> TrainedRun:
     except ValueError as error:
         raise ValueError(f"{config}: {error}") from error
     model, _ = load_network(cfg, str(weights), whole=True)
-    return TrainedRun(name, folder, cfg, weights, model)
+    return TrainedRun(name, folder, cfg, weights, model, overrides)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

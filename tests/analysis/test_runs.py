@@ -106,8 +106,10 @@ class TestCommonDataset:
 
     def test_different_sizes_of_images(self, twins):
         edit_config(twins[1], lambda config: config["INPUT"].update(MIN_SIZE_TEST=64))
-        with pytest.raises(ValueError, match="baseline and contrast see images in different sizes"):
+        with pytest.raises(ValueError, match=r"baseline and contrast see images in different sizes.*; choose") as error:
             common_dataset(load_runs(list(map(str, twins))))
+        advice = str(error.value).partition("--opts ")[2].split()
+        common_dataset(load_runs(list(map(str, twins)), overrides=advice))
 
     def test_unknown_and_unlabelled_datasets(self, twins, tmp_path):
         runs = load_runs([str(twins[0])])
@@ -126,8 +128,10 @@ class TestComparable:
     def test_other_views_are_refused(self, twins):
         edit_config(twins[1], lambda config: config["TEST"]["AUG"].update(ENABLED=True, SCALES=[1.0], FLIP=True))
         runs = load_runs(list(map(str, twins)))
-        with pytest.raises(ValueError, match=r"in different ways, TEST\.AUG is off and \[\[1\.0\], True\]: evaluate"):
+        with pytest.raises(ValueError, match=r"in different ways, TEST\.AUG is off and \[\[1\.0\], True\]: .*--opts"):
             check_comparable(*runs, runs[0].cfg.DATASETS.TEST[0])
+        runs = load_runs(list(map(str, twins)), overrides=["TEST.AUG.ENABLED", "False"])
+        check_comparable(*runs, runs[0].cfg.DATASETS.TEST[0])
 
     def test_settings_of_views_that_are_off_do_not_matter(self, twins):
         edit_config(twins[1], lambda config: config["TEST"]["SLIDING_WINDOW"].update(SIZE=[9, 9]))
