@@ -192,11 +192,11 @@ def _cells(table: Table, plus_minus: str, delta: str) -> tuple[list[str], list[l
         row = [line.row, *([line.baseline or "-"] if len(baselines) > 1 else [])]
         row.append(f"{line.finished}" if line.finished == line.planned else f"{line.finished} of {line.planned}")
         for metric in table.metrics:
-            summary = line.summary(metric)
-            row.append(_score(summary, plus_minus))
+            row.append(_score(line.summary(metric), plus_minus) + _own_number(line.summary(metric), line))
             if baselines:
                 is_baseline = line.row in baselines and line.baseline is None
-                row.append("baseline" if is_baseline else _difference(line.differences[metric], summary))
+                difference = line.differences[metric]
+                row.append("baseline" if is_baseline else _difference(difference) + _own_number(difference, line))
         gigabytes = line.gpu_gb if memory.startswith("GPU") else line.process_gb
         row += [_number(line.seconds, 3), _number(gigabytes, 2)]
         rows.append(row)
@@ -209,13 +209,18 @@ def _score(summary: Summary | None, plus_minus: str) -> str:
     return f"{summary.mean:.2f}" + ("" if summary.std is None else f"{plus_minus}{summary.std:.2f}")
 
 
-def _difference(difference: Difference | None, summary: Summary | None) -> str:
+def _difference(difference: Difference | None) -> str:
     if difference is None:
         return "-"
     text = f"{difference.mean:+.2f}"
     if difference.low is not None:
         text += f" [{difference.low:+.2f}, {difference.high:+.2f}]"
-    return text if summary is None or difference.n == summary.n else f"{text} (n = {difference.n})"
+    return text
+
+
+def _own_number(figure: Summary | Difference | None, line: Line) -> str:
+    """The n of a figure that is not of all finished runs, as where the baseline or a class lacks some seeds."""
+    return "" if figure is None or figure.n == line.finished else f" (n = {figure.n})"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -115,6 +115,19 @@ def test_a_row_with_seeds_of_its_own(write_spec, store, write_records):
     assert ours.differences["mIoU"].n == 2 and ours.differences["mIoU"].mean == pytest.approx(5.0)
 
 
+def test_figures_of_fewer_seeds_have_their_own_n(write_spec, store, write_records):
+    spec = read_spec(write_spec(SPEC.replace("baseline: plain", "baseline: plain\n    metrics: [mIoU, IoU-star]")))
+    write_records(spec)
+    records, _ = store.collect(spec)
+    star = {("plain", 1): 10.0, ("plain", 2): 20.0, ("ours", 2): 23.0, ("ours", 3): 27.0}
+    for key, score in star.items():
+        records[key]["results"]["shapes_val"]["IoU-star"] = score
+    page = to_markdown(spec, build_tables(spec, records), records, [])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    assert rows[1][:6] == ["plain", "3", "51.00 ± 1.00", "baseline", "15.00 ± 7.07 (n = 2)", "baseline"]
+    assert rows[2][2:6] == ["55.00 ± 3.00", "+4.00 [-0.97, +8.97]", "25.00 ± 2.83 (n = 2)", "+3.00 (n = 1)"]
+
+
 def test_latex(collected):
     spec, tables, _ = collected
     text = to_latex(spec, tables)
