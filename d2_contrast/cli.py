@@ -7,6 +7,7 @@ is parsed, so that help is there at once.
 import argparse
 import difflib
 import logging
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -54,10 +55,13 @@ def verb_parser(verb: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def given_path(text: str) -> Path:
-    """The type of an option that names a file or a folder. Empty text, as of a variable that is not set, is none."""
+    """The type of an option that names a file or a folder; "~" is expanded, which shells do not behind "=".
+
+    Empty text, as of a variable that is not set, is none.
+    """
     if not text.strip():
         raise argparse.ArgumentTypeError("expected a path, found empty text")
-    return Path(text)
+    return Path(os.path.expanduser(text))
 
 
 def log_to_terminal(name: str) -> None:

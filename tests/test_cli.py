@@ -107,6 +107,12 @@ def test_training_takes_what_detectron2_takes():
         assert vars(own.parse_args(arguments)) == {**expected, "overwrite": False, "debug": False}
 
 
+@pytest.mark.parametrize(("text", "path"), [("~/a", "/home/me/a"), ("~nobody-here/a", "~nobody-here/a"), ("a~", "a~")])
+def test_given_paths(monkeypatch, text, path):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(cli.given_path(text)) == path
+
+
 def complete(*words: str) -> list[str]:
     """What bash proposes for the last of these words."""
     script = f"{completion.for_bash()}\n_d2_contrast\n" + 'printf "%s\\n" "${COMPREPLY[@]}"'

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,6 +150,7 @@ def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     metrics = content.get("metrics")
     if metrics is not None and (not isinstance(metrics, list) or not metrics):
         raise AblationError(f"{path}: metrics is {metrics!r}: expected a list, such as [mIoU, mIoU-rare, IoU-Car]")
+    output = _output(content.get("output"), path)
     rows = content["rows"]
     if not isinstance(rows, list) or not rows:
         raise AblationError(f"{path}: rows is {rows!r}: expected a list of rows, each with a name and a config")
@@ -197,8 +199,7 @@ def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
             )
     metrics = None if metrics is None else tuple(map(str, metrics))
     _check_metrics(metrics or (), sorted({d for row in built for d in row.datasets}), str(path))
-    output = content.get("output", f"output/ablations/{path.stem}")
-    return Spec(path.stem, tuple(built), metrics, Path(str(output)))
+    return Spec(path.stem, tuple(built), metrics, output)
 
 
 def check_labels(spec: Spec) -> None:
@@ -276,6 +277,15 @@ def _seeds(value: object, where: str) -> tuple[int, ...]:
     if len(set(value)) < len(value):
         raise AblationError(f"{where}: seeds is {value}: expected each once")
     return tuple(value)
+
+
+def _output(value: object, path: Path) -> Path:
+    """The folder of the runs, that of the spec's name where the file names none."""
+    if value is None:
+        return Path("output/ablations", path.stem)
+    if not isinstance(value, str) or not value.strip():
+        raise AblationError(f"{path}: output is {value!r}: expected the name of a folder, or leave the key out")
+    return Path(os.path.expanduser(value))
 
 
 def _overrides(entry: Mapping, where: str) -> dict[str, object]:

@@ -152,6 +152,8 @@ WRONG = {
     ONE + "overrides: {DATASETS.TEST: [shape]}": r"row 'a': .*'shape' is not registered",
     f"seeds: [1]\nmetrics: [mIoU-rar]\nrows: [{ROW}]": r"no dataset has the metric 'mIoU-rar'.*mIoU-rare",
     f"seeds: [1]\nmetrics: mIoU\nrows: [{ROW}]": r"metrics is 'mIoU': expected a list",
+    ONE + "output: ''": r"output is '': expected the name of a folder",
+    ONE + "output: [runs]": r"output is \['runs'\]: expected the name of a folder",
 }  # fmt: skip
 
 
@@ -162,6 +164,14 @@ def test_mistakes_are_named(write_spec, text):
         read_spec(path)
     message = str(raised.value)
     assert message.startswith(str(path)) and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "folder"), [("", "output/ablations/spec"), ("~/runs", "/home/me/runs"), ("runs", "runs")]
+)
+def test_folder_of_the_runs(write_spec, monkeypatch, text, folder):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(read_spec(write_spec(f"{ONE}output: {text}\n")).output) == folder
 
 
 def test_config_that_is_no_yaml(write_spec, tmp_path):

@@ -119,6 +119,15 @@ def test_unknown_key_in_a_file(tmp_path):
         assert part in str(raised.value)
 
 
+def test_paths_may_begin_with_the_home(make_cfg, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    cfg = make_cfg("OUTPUT_DIR", "~/run", "MODEL.WEIGHTS", "~/a.pth", "INPUT.ALBUMENTATIONS", "~/pipeline.yaml")
+    paths = cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS, cfg.INPUT.ALBUMENTATIONS
+    assert paths == tuple(f"{tmp_path}/{name}" for name in ("run", "a.pth", "pipeline.yaml"))
+    assert (tmp_path / "run/log.txt").is_file() and not (tmp_path / "~").exists()
+
+
 def test_falls_back_to_cpu(make_cfg, monkeypatch, logged):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     cfg = make_cfg("MODEL.DEVICE", "cuda")
