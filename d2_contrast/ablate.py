@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     store = Store(output, args.results or output / "results")
     if not args.collect_only:
         check_labels(spec)
-        runs = [run for run in spec.runs if args.run in (None, run.name)]
+        runs = spec.distinct_runs if args.run is None else [run for run in spec.runs if run.name == args.run]
         if not runs:
             raise AblationError(f"{args.spec} has no run {args.run!r}: was it changed after the command was printed?")
         if args.run is None:

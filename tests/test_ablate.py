@@ -123,6 +123,20 @@ def test_printed_commands_work_from_anywhere(main, capsys, monkeypatch, tmp_path
     assert out == "" and "4 finished" in err
 
 
+def test_runs_that_rows_share_count_once(main, capsys):
+    spec = Path("spec.yaml")
+    spec.write_text(f"{spec.read_text()}{spec.read_text().splitlines()[-1].replace('ours', 'again')}\n")
+    assert main(["spec.yaml", "--print-commands"]) == 0
+    out, err = capsys.readouterr()
+    names = [re.search(r" --run (\w+)_seed(\d)", command).groups() for command in out.splitlines()]
+    assert names == [("plain", "1"), ("ours", "1"), ("plain", "2"), ("ours", "2")]
+    assert "3 rows, 2 seeds (1, 2), 4 runs of 16 iterations in all: 4 to do." in err
+    name = re.search(r" --run (ours_seed1_\w+)", out)[1].replace("ours", "again")
+    assert main(["spec.yaml", "--run", name]) == 0
+    assert main(["spec.yaml", "--collect-only"]) == 0
+    assert "3 rows, 2 seeds: 1 of 4 runs finished." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

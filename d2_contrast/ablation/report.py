@@ -26,11 +26,12 @@ def describe_plan(spec: Spec, store: Store) -> str:
     for row in spec.rows:
         count = Counter(state for run, state in states.items() if run.row is row)
         overrides = "\n".join(f"{key} {shown[value]}" for key, value in pairs[row] if (key, value) not in shared)
-        runs = ", ".join(f"{number} {state}" for state, number in count.items())
+        of_row = ", ".join(f"{number} {state}" for state, number in count.items())
         config = f"{row.config.parent.name}/{row.config.stem}"
-        lines.append((row.name, config, overrides, f"{row.iterations:,}", runs))
-    iterations = sum(run.row.iterations for run in spec.runs)
-    total = ", ".join(f"{number} {state}" for state, number in Counter(states.values()).items())
+        lines.append((row.name, config, overrides, f"{row.iterations:,}", of_row))
+    runs = spec.distinct_runs
+    iterations = sum(run.row.iterations for run in runs)
+    total = ", ".join(f"{number} {state}" for state, number in Counter(states[run] for run in runs).items())
     text = []
     if shared:
         common = [f"{key} {shown[value]}" for key, value in pairs[spec.rows[0]] if (key, value) in shared]
@@ -38,7 +39,7 @@ def describe_plan(spec: Spec, store: Store) -> str:
     text += [
         tabulate(lines, ["row", "config", "overrides", "iterations", "runs"], disable_numparse=True),
         f"{counted(len(spec.rows), 'row')}, {counted(len(spec.seeds), 'seed')} ({', '.join(map(str, spec.seeds))}), "
-        f"{counted(len(states), 'run')} of {counted(iterations, 'iteration')} in all: {total}. In {store.output}",
+        f"{counted(len(runs), 'run')} of {counted(iterations, 'iteration')} in all: {total}. In {store.output}",
     ]
     for i, row in enumerate(spec.rows):
         for other in spec.rows[:i]:

@@ -129,8 +129,16 @@ class Spec:
 
     @property
     def runs(self) -> list[Run]:
-        """All runs, seed by seed, so that rows can be compared early."""
+        """The runs of all rows, seed by seed, so that rows can be compared early."""
         return [Run(row, seed) for seed in self.seeds for row in self.rows if seed in row.seeds]
+
+    @property
+    def distinct_runs(self) -> list[Run]:
+        """The same, but each once: rows of equal settings share their runs."""
+        first: dict[str, Run] = {}
+        for run in self.runs:
+            first.setdefault(run.identity, run)
+        return list(first.values())
 
 
 def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:

@@ -123,10 +123,11 @@ def _reduce(function, values: Sequence[float | None], factor: float = 1.0) -> fl
 def to_markdown(spec: Spec, tables: Sequence[Table], records: Records, remarks: Sequence[str]) -> str:
     """The tables as a page of Markdown: with the scores of each seed, and what they were obtained with."""
     size = f"{counted(len(spec.rows), 'row')}, {counted(len(spec.seeds), 'seed')}"
-    runs = counted(len(spec.runs), "run")
+    runs = counted(len(spec.distinct_runs), "run")
+    finished = len({(record["hash"], record["seed"]) for record in records.values()})
     parts = [
         f"# {spec.name}",
-        f"{size}: {len(records)} of {runs} finished.",
+        f"{size}: {finished} of {runs} finished.",
     ]
     for table in tables:
         header, cells = _cells(table, " ± ", "Δ ")
