@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,18 @@ from .progress import counted
 from .records import Records
 from .spec import Row, Spec
 from .statistics import Difference, Summary, paired_difference, summarize
+
+# What text is in LaTeX, outside of mathematics.
+LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%#_{}$"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "Δ": r"$\Delta$",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -130,7 +143,7 @@ def to_markdown(spec: Spec, tables: Sequence[Table], records: Records, remarks: 
         f"{size}: {finished} of {runs} finished.",
     ]
     for table in tables:
-        header, cells = _cells(table, " ± ", "Δ ")
+        header, cells = _cells(table)
         parts += [f"## {table.dataset}", markdown_table(cells, header)]
         metric = table.metrics[0]
         by_seed = [
@@ -153,7 +166,7 @@ def to_latex(spec: Spec, tables: Sequence[Table]) -> str:
     """The tables in LaTeX, for the package booktabs."""
     parts = [f"% {spec.name}; needs \\usepackage{{booktabs}}"]
     for table in tables:
-        header, cells = _cells(table, r" $\pm$ ", r"$\Delta$ ")
+        header, cells = _cells(table)
         rows = [" & ".join(map(_escape, row)) + r" \\" for row in (header, *cells)]
         columns = "l" + "r" * (len(header) - 1)
         parts.append(
@@ -174,26 +187,25 @@ def to_latex(spec: Spec, tables: Sequence[Table]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text for LaTeX; the mathematics in it, between dollars, stays."""
-    for character in "&%#_":
-        text = text.replace(character, "\\" + character)
-    return text
+    """Text for LaTeX; the mathematics in it, between dollars, stays. A dollar that closes nothing is text."""
+    parts = [text] if text.count("$") % 2 else re.split(r"(\$[^$]+\$)", text)
+    return "".join(part if i % 2 else part.translate(LATEX) for i, part in enumerate(parts))
 
 
-def _cells(table: Table, plus_minus: str, delta: str) -> tuple[list[str], list[list[str]]]:
+def _cells(table: Table) -> tuple[list[str], list[list[str]]]:
     """Header and lines of a table as text."""
     baselines = {line.baseline for line in table.lines} - {None}
     memory = "GPU memory (GB)" if any(line.gpu_gb is not None for line in table.lines) else "memory (GB)"
     header = ["row", *(["baseline"] if len(baselines) > 1 else []), "n"]
     for metric in table.metrics:
-        header += [metric, *([delta + metric] if baselines else [])]
+        header += [metric, *([f"Δ {metric}"] if baselines else [])]
     header += ["s/iteration", memory]
     rows = []
     for line in table.lines:
         row = [line.row, *([line.baseline or "-"] if len(baselines) > 1 else [])]
         row.append(f"{line.finished}" if line.finished == line.planned else f"{line.finished} of {line.planned}")
         for metric in table.metrics:
-            row.append(_score(line.summary(metric), plus_minus) + _own_number(line.summary(metric), line))
+            row.append(_score(line.summary(metric)) + _own_number(line.summary(metric), line))
             if baselines:
                 is_baseline = line.row in baselines and line.baseline is None
                 difference = line.differences[metric]
@@ -204,10 +216,10 @@ def _cells(table: Table, plus_minus: str, delta: str) -> tuple[list[str], list[l
     return header, rows
 
 
-def _score(summary: Summary | None, plus_minus: str) -> str:
+def _score(summary: Summary | None) -> str:
     if summary is None:
         return "-"
-    return f"{summary.mean:.2f}" + ("" if summary.std is None else f"{plus_minus}{summary.std:.2f}")
+    return f"{summary.mean:.2f}" + ("" if summary.std is None else f" ± {summary.std:.2f}")
 
 
 def _difference(difference: Difference | None) -> str:

@@ -134,8 +134,25 @@ def test_latex(collected):
     assert r"ours & 3 & 55.00 $\pm$ 3.00 & +4.00 [-0.97, +8.97] &" in text
     assert r"a|b\_\% & 1 of 3 & 50.50 & -0.50 &" in text
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert r"& mIoU & $\Delta$ mIoU &" in lines[0]
     assert len(lines) == 5 and {line.replace(r"\&", "").count("&") for line in lines} == {7}
     assert text.count(r"\begin{tabular}{lrrrrrrr}") == text.count(r"\end{tabular}") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "latex"),
+    [
+        (r"$\lambda_{cs}$ 0.1, 50 %", r"$\lambda_{cs}$ 0.1, 50 \%"),
+        (r"$a_1$ & $b^2$", r"$a_1$ \& $b^2$"),
+        (r"a~b^c\d{e}", r"a\textasciitilde{}b\textasciicircum{}c\textbackslash{}d\{e\}"),
+        ("5 $ a_1", r"5 \$ a\_1"),
+        ("US$$ #1", r"US\$\$ \#1"),
+        ("Δ ± 1", r"$\Delta$ $\pm$ 1"),
+    ],
+)
+def test_names_in_latex(write_spec, name, latex):
+    spec = read_spec(write_spec(f"seeds: [1]\nrows: [{{name: '{name}', config: '{{config}}'}}]"))
+    assert f"\n{latex} & 0 of 1 &" in to_latex(spec, build_tables(spec, {}))
 
 
 def test_csv(collected):
