@@ -53,7 +53,7 @@ def measure_map(points: LabelledVectors, seed: int = 0) -> dict[str, float]:
     for shots in SHOTS:
         accuracies = few_shot_accuracies(pool, test, shots, DRAWS, seed)
         result[f"few_shot_accuracy_{shots}"] = float(np.mean(accuracies)) if accuracies else np.nan
-        result[f"few_shot_accuracy_{shots}_std"] = float(np.std(accuracies, ddof=1)) if accuracies else np.nan
+        result[f"few_shot_accuracy_{shots}_std"] = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else np.nan
     return {
         **result,
         "alignment": alignment(balanced),
@@ -141,14 +141,14 @@ def few_shot_accuracies(
         seed: of the draws.
 
     Returns:
-        One accuracy a draw, the mean over the classes of ``test``; [] if the pool has fewer images, or if there are
-        no two classes to tell apart.
+        One accuracy a draw, the mean over the classes of ``test``; a single one if all images make the only draw; [] if
+        the pool has fewer images, or if there are no two classes to tell apart.
     """
     images = np.unique(pool.images)
     if len(images) < shots or len(np.unique(pool.classes)) < 2 or len(np.unique(test.classes)) < 2:
         return []
     generator = np.random.default_rng(seed)
-    picks = [generator.choice(images, shots, replace=False) for _ in range(draws)]
+    picks = [generator.choice(images, shots, replace=False) for _ in range(draws if len(images) > shots else 1)]
     return [_fit_and_score(pool[np.isin(pool.images, picked)], test) for picked in picks]
 
 

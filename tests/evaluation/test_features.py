@@ -117,7 +117,7 @@ class TestProbes:
         points = draw(count=60, classes=3, spread=0.01)
         pool = LabelledVectors(points.vectors, points.classes, points.classes)
         assert few_shot_accuracies(pool, points, shots=1, draws=5) == pytest.approx([1 / 3] * 5)
-        assert few_shot_accuracies(pool, points, shots=3, draws=2) == [1, 1]
+        assert few_shot_accuracies(pool, points, shots=3, draws=2) == [1]  # there are no other three
         assert few_shot_accuracies(pool, points, shots=4, draws=2) == []
 
 
@@ -164,6 +164,11 @@ class TestAll:
             assert result[name] == 1
         assert result["distance_ratio"] < 0.05 and result["alignment"] < 0.01
         assert result["positions"] == 600 and result["classes"] == 4 and result["images"] == 50
+
+    def test_a_single_draw_has_no_deviation(self):
+        result = measure_map(draw(count=400, images=10, spread=2))  # five of them are for training
+        assert 0 < result["few_shot_accuracy_5"] < 1 and np.isnan(result["few_shot_accuracy_5_std"])
+        assert result["few_shot_accuracy_1_std"] > 0
 
     def test_more_spread_is_worse(self):
         good, bad = (measure_map(draw(count=600, images=50, spread=s)) for s in (0.5, 3))
