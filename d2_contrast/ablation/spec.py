@@ -177,9 +177,9 @@ def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
         own = {**common, **_overrides(entry, where)}
         for values in itertools.product(*_axes(entry, where)):
             for shared_values in itertools.product(*shared):
-                chosen = {}
+                chosen: dict[str, object] = {}
                 for _, changed in (*values, *shared_values):
-                    chosen.update(changed)
+                    _add(chosen, changed, f"{where}: axes")
                 at = [label for label, _ in shared_values]
                 name = ", ".join([str(entry["name"]), *(label for label, _ in values), *at])
                 compared = None if baseline is None else ", ".join([str(baseline), *at])
@@ -307,13 +307,21 @@ def _flatten_overrides(values: object, where: str) -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in values.items():
         nested = _flatten_overrides(value, where) if isinstance(value, dict) else {"": value}
-        flat.update({f"{key}.{rest}".rstrip("."): x for rest, x in nested.items()})
+        _add(flat, {f"{key}.{rest}".rstrip("."): x for rest, x in nested.items()}, where)
     for key in flat:
         if key in ("SEED", "OUTPUT_DIR"):
             raise AblationError(
                 f"{where}: {key} is set for each run: use {'seeds' if key == 'SEED' else 'output'} instead"
             )
     return flat
+
+
+def _add(values: dict[str, object], more: Mapping[str, object], where: str) -> None:
+    """Add more values by dotted key, of which none may be there already."""
+    for key in more:
+        if key in values:
+            raise AblationError(f"{where}: {key} is set twice: expected it once")
+    values.update(more)
 
 
 def _command_line(overrides: Sequence[str]) -> dict[str, object]:

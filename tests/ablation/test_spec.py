@@ -146,6 +146,8 @@ WRONG = {
     ONE + "overrides: {SOLVER.MAXITER: 4}": r"row 'a': Non-existent.*SOLVER\.MAXITER.*SOLVER\.MAX_ITER",
     ONE + "overrides: {SOLVER.MAX_ITER: many}": r"row 'a': .*(MAX_ITER.*many|many.*MAX_ITER)",
     ONE + "overrides: {SEED: 4}": r"SEED is set for each run: use seeds",
+    ONE + "overrides: {SOLVER.MAX_ITER: 4, SOLVER: {MAX_ITER: 5}}": r"overrides: SOLVER\.MAX_ITER is set twice",
+    ONE + "axes: {MODEL.DEVICE: [cpu], size: {small: {MODEL: {DEVICE: cpu}}}}": r"axes: MODEL\.DEVICE is set twice",
     ONE + "overrides: [SOLVER.MAX_ITER, 4]": r"overrides: expected keys with values",
     ONE + "axes: {SOLVER.MAX_ITER: 4}": r"axis 'SOLVER\.MAX_ITER' is 4: expected a list",
     ONE + "overrides: {DATASETS.TEST: []}": r"row 'a': DATASETS\.TEST is empty",
