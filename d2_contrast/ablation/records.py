@@ -162,11 +162,15 @@ def read_record(path: Path) -> dict:
     """
     try:
         record = json.loads(path.read_text("utf-8"))
-        if all(isinstance(record[key], kind) for key, kind in RECORD_KEYS.items()) and (
-            {"process", "gpu"} <= record["peak_memory_mb"].keys()
+        numbers = [record["peak_memory_mb"][key] for key in ("process", "gpu")]
+        numbers += [score for scores in record["results"].values() for score in scores.values()]
+        if (
+            all(isinstance(record[key], kind) for key, kind in RECORD_KEYS.items())
+            and all(isinstance(number, float | int | None) for number in numbers)
+            and isinstance(record.get("machine", {}), dict)
         ):
             return record
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise AblationError(f"{path}: this is no result of a run: mend the file, or move it out of this folder")
 

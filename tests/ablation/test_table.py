@@ -271,6 +271,25 @@ def test_damaged_result_is_named(spec, store, text):
         store.collect(spec)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"results": None},
+        {"results": {"shapes_val": None}},
+        {"results": {"shapes_val": {"mIoU": "50"}}},
+        {"machine": None},
+        {"peak_memory_mb": {"process": "1 GB", "gpu": None}},
+    ],
+)
+def test_result_of_another_form_is_named(spec, store, changes):
+    run = spec.runs[0]
+    write_json(store.results / f"{run.name}.json", record_of(spec, run.row, run.seed, 50.0))
+    assert len(store.collect(spec)[0]) == 1
+    write_json(store.results / f"{run.name}.json", record_of(spec, run.row, run.seed, 50.0, **changes))
+    with pytest.raises(AblationError, match=rf"{run.name}\.json: this is no result of a run"):
+        store.collect(spec)
+
+
 def test_picture(collected):
     _, tables, _ = collected
     figure = draw_differences(tables)
