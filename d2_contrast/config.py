@@ -233,7 +233,7 @@ def _add_contrast(cfg: CN) -> None:
     # Anchors are drawn from groups, equally many from each. A group is a class in the batch ("class": the paper), or a
     # class in one image ("image_class": the authors' code).
     cfg.MODEL.CONTRAST.SAMPLER = "class"
-    # Upper bound on the number of anchors of a scale, per process.
+    # Upper bound on the number of anchors of a scale, per process; with GATHER, of all processes together.
     cfg.MODEL.CONTRAST.MAX_ANCHORS = 10000
     # Upper bound on the anchors that a group gives at a scale; 0: no limit.
     cfg.MODEL.CONTRAST.MAX_PER_GROUP = 2500
@@ -245,8 +245,8 @@ def _add_contrast(cfg: CN) -> None:
     # (positions are drawn first, and only their vectors are projected: the losses take a little less time and a third
     # of the memory. Norms then take their statistics over the anchors instead of the map).
     cfg.MODEL.CONTRAST.PROJECT = "dense"
-    # The projector of each scale: hidden layers (Conv1x1-ReLU-norm, width kept; paper 2, authors' code 1), then a
-    # linear map to EMBEDDING_DIM.
+    # The projector of each scale: hidden layers (Conv1x1-ReLU-norm; paper 2, authors' code 1), then a linear map to
+    # EMBEDDING_DIM. The first hidden layer keeps the width of the map, others have EMBEDDING_DIM.
     cfg.MODEL.CONTRAST.PROJECTOR_LAYERS = 2
     cfg.MODEL.CONTRAST.EMBEDDING_DIM = 256
     cfg.MODEL.CONTRAST.NORM = "BN"

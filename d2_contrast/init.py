@@ -36,9 +36,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.output and args.output.suffix not in (".yaml", ".yml"):
         parser.error(f"--output is {args.output}: expected the name of a config, such as garden.yaml")
-    from .data.files import as_file_name
+    from .config import default_config
+    from .data.files import as_file_name, limit_pixels
     from .own_data import name_of, propose
 
+    limit_pixels(default_config().INPUT.MAX_PIXELS)
     name = as_file_name(args.name or (args.output.stem if args.output else name_of(args.images)))
     config = args.output or Path(f"{name}.yaml")
     proposal = propose(args.images, args.labels, config, name)

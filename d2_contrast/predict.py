@@ -256,7 +256,8 @@ def _load(args: Namespace) -> "Segmentor":
         overrides += ["TEST.SLIDING_WINDOW.SIZE", str(size), "TEST.SLIDING_WINDOW.STRIDE", str(stride)]
     if args.amp:
         overrides += ["TEST.AMP.ENABLED", "True"]
-        if args.device == "cpu" or not torch.cuda.is_available():
+        wanted = args.device or dict(zip(args.opts[::2], args.opts[1::2])).get("MODEL.DEVICE")
+        if wanted == "cpu" or not torch.cuda.is_available():
             overrides += ["SOLVER.AMP.DTYPE", "bfloat16"]
             if not has_native_bfloat16():
                 print("--amp makes this slower: this processor does not compute in bfloat16", file=sys.stderr)

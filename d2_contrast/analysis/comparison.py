@@ -399,11 +399,12 @@ def _predict(
 
 
 def _views(cfg: CfgNode) -> dict[str, object]:
-    """How an evaluation shows images to a network."""
+    """How an evaluation shows images to a network, and in which precision it computes."""
     window, aug = cfg.TEST.SLIDING_WINDOW, cfg.TEST.AUG
     return {
         "TEST.SLIDING_WINDOW": [list(window.SIZE), list(window.STRIDE)] if window.ENABLED else "off",
         "TEST.AUG": [list(aug.SCALES), aug.FLIP] if aug.ENABLED else "off",
+        "TEST.AMP": cfg.SOLVER.AMP.DTYPE if cfg.TEST.AMP.ENABLED else "off",
     }
 
 

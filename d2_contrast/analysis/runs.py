@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
 from ..data import SemSegMapper, load_dicts, register_folders
+from ..data.files import limit_pixels
 from ..engine.trained import load_network, read_trained
 from ..engine.trainer import CONFIG_FILE
 
@@ -115,6 +116,7 @@ def _load(folder: Path, name: str, overrides: Sequence[str]) -> TrainedRun:
     if not config.is_file():
         raise FileNotFoundError(f"{folder} holds no config.yaml: expected a folder that train_net.py had as OUTPUT_DIR")
     cfg = read_trained(str(folder), overrides=overrides)
+    limit_pixels(cfg.INPUT.MAX_PIXELS)
     weights = Path(cfg.MODEL.WEIGHTS)
     cfg.OUTPUT_DIR = str(folder)
     cfg.MODEL.WEIGHTS = ""

@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from ..config_files import flatten
 from .rollback import Rollback
 
 logger = logging.getLogger(__name__)
@@ -20,9 +21,16 @@ TRIED_SIZE = (128, 128)
 
 
 def share_among_processes(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Wrap a segmentor so that all processes train it together; itself in a single process."""
+    """Wrap a segmentor so that all processes train it together; itself in a single process.
+
+    Raises:
+        ValueError: it has layers that need a GPU in each process.
+    """
     if comm.get_world_size() == 1:
         return model
+    if cfg.MODEL.DEVICE == "cpu" and any(isinstance(layer, nn.SyncBatchNorm) for layer in model.modules()):
+        keys = [key for key, value in flatten(cfg).items() if value == "SyncBN"]
+        raise ValueError(f"{', '.join(keys)}: SyncBN needs a GPU for each process, expected another norm, such as BN")
     unused = find_unused_parameters(cfg, model)
     if unused:
         names = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")

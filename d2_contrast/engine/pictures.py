@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from detectron2.engine import HookBase
 from PIL import Image
 
 from ..evaluation import CONFUSION_FILE
+from ..extras import MissingExtraError
 from ..random_numbers import same_random_numbers
 from .averaging import averaged_weights
 from .parallel import on_main_process
@@ -30,18 +32,23 @@ class PictureHook(HookBase):
             cfg: the config of the run; VIS_PERIOD is 1 or more.
         """
         self.cfg = cfg
+        try:
+            from ..visualize import write_report
+
+            self._write_report: Callable[..., list[str]] | None = write_report
+        except MissingExtraError as error:
+            logger.warning("No pictures are drawn: %s", error)
+            self._write_report = None
 
     def after_step(self) -> None:
-        if (self.trainer.iter + 1) % self.cfg.VIS_PERIOD == 0:
+        if self._write_report and (self.trainer.iter + 1) % self.cfg.VIS_PERIOD == 0:
             on_main_process(self._draw)
 
     def _draw(self) -> None:
-        from ..visualize import write_report
-
         folder = os.path.join(self.cfg.OUTPUT_DIR, "pictures", f"{self.trainer.iter + 1:07d}")
         trainer = self.trainer
         with same_random_numbers(), averaged_weights(trainer.network, trainer.average):
-            files = write_report(self.cfg, trainer.network, self._confusion(), folder)
+            files = self._write_report(self.cfg, trainer.network, self._confusion(), folder)
         for file in files:
             picture = np.asarray(Image.open(file).convert("RGB"))
             trainer.storage.put_image(f"pictures/{Path(file).stem}", picture.transpose(2, 0, 1))

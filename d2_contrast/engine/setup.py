@@ -191,6 +191,8 @@ def unread_keys(cfg: CfgNode) -> set[str]:
         keys |= {"MODEL.BACKBONE.NORM"}
     else:
         keys |= {"MODEL.BACKBONE.FREEZE_AT"}
+    if _innermost_backbone(cfg) == "ViTPyramid":
+        keys |= {"MODEL.TIMM.OUTPUT_STRIDE"}
     # The first prediction of OCRHead is an auxiliary one; Detectron2's heads keep their own loss.
     if head != "OCRHead" and (not aux_head or _is_detectron2s(SEM_SEG_HEADS_REGISTRY, aux_head)):
         keys |= {"MODEL.PIXEL_LOSS.AUX_NAME"}

@@ -39,7 +39,8 @@ def read_trained(path: str, config_file: str = "", overrides: Sequence[str] = ()
     """Read the config of a trained network, with MODEL.WEIGHTS naming its weights.
 
     The config is ``config_file``, or ``config.yaml`` in the folder of the weights, or the one that they hold. It asks
-    for no download, and MODEL.DEVICE is a device that this machine has.
+    for no download. MODEL.DEVICE is a GPU if there is one, unless the overrides, or a ``config_file``, say otherwise: that
+    of the training says what its machine had.
 
     Args:
         path: the folder of a run (OUTPUT_DIR), or a file of weights.
@@ -72,7 +73,10 @@ def read_trained(path: str, config_file: str = "", overrides: Sequence[str] = ()
         )
     cfg.MODEL.WEIGHTS = weights
     cfg.MODEL.BACKBONE.PRETRAINED = False
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+    is_chosen = config_file or "MODEL.DEVICE" in overrides[::2]
+    if cfg.MODEL.DEVICE == "cpu" and not is_chosen and torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cuda"
+    elif cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     return cfg
 

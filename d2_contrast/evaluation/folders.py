@@ -5,11 +5,13 @@ import json
 import os
 import re
 from itertools import count
+from pathlib import Path
 
 import yaml
 from detectron2.config import CfgNode
 
 from ..tables import write_json
+from .confusion_evaluator import CONFUSION_FILE, RESULTS_FILE
 
 RECORD = "evaluation.json"
 
@@ -55,7 +57,11 @@ def claim_evaluation_folder(cfg: CfgNode, dataset_name: str, *, weights: str = "
         folder = base if number == 1 else f"{base}-{number}"
         if not os.path.isdir(folder) or not os.listdir(folder) or _is_same(_read(folder), record):
             break
-    if _read(folder).get("by") != "training" or not weights:
+    found = _read(folder)
+    if found.get("by") != "training" or not weights:
+        if found != record:  # results stay as long as they are those of the record
+            for name in (RESULTS_FILE, CONFUSION_FILE):
+                Path(folder, name).unlink(missing_ok=True)
         write_json(os.path.join(folder, RECORD), record)
     return folder
 

@@ -66,6 +66,10 @@ def train_both(rank):
         own = [p.grad for p in model.parameters() if p.grad is not None]
         torch.testing.assert_close(own, [(a + b) / 2 for a, b in zip(*expected)], rtol=1e-3, atol=1e-5)
         dist.barrier()
+    synchronised = {"MODEL__SEM_SEG_HEAD__NORM": "SyncBN"}
+    cfg, model = small_config(SWIN, **PLAIN | synchronised), small_model(SWIN, **PLAIN | synchronised)
+    with pytest.raises(ValueError, match="MODEL.SEM_SEG_HEAD.NORM.*: SyncBN needs a GPU for each process"):
+        share_among_processes(cfg, model)
 
 
 def test_processes_agree_whatever_is_unused(tmp_path):

@@ -175,6 +175,15 @@ def test_where_weights_are_looked_for(run_folder):
     assert find_weights(str(run_folder)) == ""
 
 
+def test_the_device_is_what_this_machine_has(run_folder, monkeypatch):
+    """Not what the machine of the training had; a GPU is simulated, whose tensors nobody makes here."""
+    device = lambda *args, **kwargs: read_trained(str(run_folder), *args, **kwargs).MODEL.DEVICE  # noqa: E731
+    assert device() == device(overrides=["MODEL.DEVICE", "cuda"]) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device() == "cuda" and device(overrides=["MODEL.DEVICE", "cuda:1"]) == "cuda:1"
+    assert device(overrides=["MODEL.DEVICE", "cpu"]) == device(str(run_folder / "config.yaml")) == "cpu"
+
+
 def test_a_network_in_a_checkpoint_alone(run_folder, tmp_path):
     """The config is in the file, too."""
     alone = Path(os.rename(run_folder / "model_final.pth", tmp_path / "alone.pth") or tmp_path / "alone.pth")

@@ -52,6 +52,18 @@ def test_evaluations_do_not_meet(make, tmp_path):
     assert claim(weights=other) == "val"
 
 
+def test_results_are_those_of_the_record(make, tmp_path):
+    """An evaluation that ends early leaves none of an earlier iteration."""
+    folder = Path(claim_evaluation_folder(make(), "val", iteration=9))
+    results = [folder / name for name in ("sem_seg_results.json", "confusion_matrix.npz")]
+    for path in results:
+        path.write_text("")
+    claim_evaluation_folder(make(), "val", weights=str(tmp_path / "model_0000009.pth"), iteration=9)
+    assert all(path.exists() for path in results)
+    claim_evaluation_folder(make(), "val", iteration=19)
+    assert not any(path.exists() for path in results)
+
+
 def test_datasets_whose_folders_have_one_name_do_not_meet(make, tmp_path):
     def claim(dataset, **origin):
         return Path(claim_evaluation_folder(make(), dataset, iteration=9, **origin)).name
