@@ -1,6 +1,7 @@
 import logging
 import sys
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from scipy.io import savemat
 from tiny_models import small_model
 
+from d2_contrast.config import default_config
 from d2_contrast.data.albumentations_pipeline import AlbumentationsPipeline
 from d2_contrast.data.files import read_raw_label
 from d2_contrast.engine.export import export_network
+from d2_contrast.engine.pictures import PictureHook
 from d2_contrast.evaluation import CityscapesEvaluator, ConfusionEvaluator, build_evaluator
 from d2_contrast.extras import MissingExtraError, import_extra
 from d2_contrast.modeling.backbone import SMPBackbone
@@ -79,6 +82,18 @@ def test_pictures_and_measures_need_an_extra(uninstall, package, user):
     uninstall(package, users=[name for name in sys.modules if name.startswith(names)])
     with pytest.raises(MissingExtraError, match=rf"^{package} .*d2_contrast\[visualize\]"):
         import_module(f"d2_contrast.{user}")
+
+
+def test_training_goes_on_without_pictures(uninstall, caplog):
+    uninstall("sklearn", users=[name for name in sys.modules if name.startswith("d2_contrast.visualize")])
+    cfg = default_config()
+    cfg.VIS_PERIOD = 1
+    logging.getLogger("d2_contrast").propagate = True
+    with caplog.at_level(logging.WARNING):
+        hook = PictureHook(cfg)
+    assert "No pictures are drawn: sklearn is not installed" in caplog.text
+    hook.trainer = SimpleNamespace(iter=0)  # of which a picture would ask for more
+    hook.after_step()
 
 
 def test_albumentations_needs_an_extra(uninstall):

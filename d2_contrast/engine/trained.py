@@ -39,8 +39,8 @@ def read_trained(path: str, config_file: str = "", overrides: Sequence[str] = ()
     """Read the config of a trained network, with MODEL.WEIGHTS naming its weights.
 
     The config is ``config_file``, or ``config.yaml`` in the folder of the weights, or the one that they hold. It asks
-    for no download. MODEL.DEVICE is a GPU if there is one, unless the overrides, or a ``config_file``, say otherwise: that
-    of the training says what its machine had.
+    for no download. MODEL.DEVICE is a GPU if there is one, unless the overrides, or a ``config_file``, say otherwise,
+    since that of the training says what its machine had.
 
     Args:
         path: the folder of a run (OUTPUT_DIR), or a file of weights.

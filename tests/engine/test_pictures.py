@@ -1,6 +1,5 @@
 """Pictures in training."""
 
-import sys
 from argparse import Namespace
 
 import numpy as np
@@ -21,14 +20,6 @@ def run(folder, output, *options):
     options = [*options, "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "2"]
     train(setup(Namespace(config_file=str(path), opts=options, eval_only=False)))
     return torch.load(output / "model_final.pth", weights_only=True)["model"]
-
-
-def test_without_the_packages_for_pictures(trained_twins, tmp_path, monkeypatch, logged):
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    for name in [name for name in sys.modules if name.startswith("d2_contrast.visualize")]:
-        monkeypatch.delitem(sys.modules, name)
-    run(trained_twins[1], tmp_path / "run", "VIS_PERIOD", "2")
-    assert not (tmp_path / "run" / "pictures").exists() and "No pictures are drawn: sklearn" in logged()
 
 
 def test_every_vis_period(trained_twins, tmp_path):
