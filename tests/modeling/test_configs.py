@@ -142,6 +142,7 @@ def test_twin_differs_in_the_contrastive_losses_alone(name):
         twin
         for part in (
             "_contrast_one_pair",
+            "_contrast_two_pairs",
             "_contrast_multi_scale",
             "_contrast_one_scale",
             "_contrast_pixel_memory",
