@@ -1,6 +1,5 @@
 """Augmentation by a pipeline of Albumentations."""
 
-import inspect
 import os
 import random
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from detectron2.data import transforms as T
 from ..extras import import_extra
 
 KEY = "INPUT.ALBUMENTATIONS"
+# A second mask of the pipeline, 1 everywhere: it is 0 where a transform has filled the masks by itself.
+DRAWN = "drawn"
 HOW_TO_WRITE = 'write it with albumentations.save(pipeline, file, data_format="yaml")'
 
 
@@ -28,8 +29,8 @@ class AlbumentationsPipeline(T.Augmentation):
         """
         Args:
             file: the pipeline, as ``albumentations.save`` writes it, in yaml or json.
-            ignore_label: label of the areas that a transform fills, unless the file sets ``fill_mask`` to something
-                else than its default.
+            ignore_label: label of the areas that a transform fills, unless the file sets ``fill_mask`` to another
+                label than 0.
             image_format: "RGB" or "BGR", of the images. The pipeline sees RGB.
 
         Raises:
@@ -38,12 +39,10 @@ class AlbumentationsPipeline(T.Augmentation):
             ValueError: the file holds no pipeline, or one that mixes the labels of neighbouring pixels.
         """
         super().__init__()
-        self.file, self.image_format = file, image_format
+        self.file, self.ignore_label, self.image_format = file, ignore_label, image_format
         self.pipeline = _load(file)
+        self.pipeline.add_targets({DRAWN: "mask"})
         for transform in _walk(self.pipeline):
-            default = inspect.signature(type(transform)).parameters.get("fill_mask")
-            if default is not None and default.default is not None and transform.fill_mask == default.default:
-                transform.fill_mask = ignore_label
             if getattr(transform, "mask_interpolation", None) not in (None, cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT):
                 raise ValueError(
                     f"{KEY} {file}: mask_interpolation of {type(transform).__name__} is "
@@ -64,7 +63,9 @@ class AlbumentationsPipeline(T.Augmentation):
         # OpenCV moves labels of one byte, or as floats.
         mask = label if label.dtype == np.uint8 else label.astype(np.float32)
         try:
-            out = self.pipeline(image=self._switch_order(image), mask=np.array(mask))
+            out = self.pipeline(
+                image=self._switch_order(image), mask=np.array(mask), **{DRAWN: np.ones(mask.shape, np.uint8)}
+            )
         except Exception as error:
             raise ValueError(
                 f"{KEY} {self.file} cannot be applied to an image of {image.shape[0]} x {image.shape[1]} pixels "
@@ -86,7 +87,9 @@ class AlbumentationsPipeline(T.Augmentation):
                 f"{KEY} {self.file} gives an image of {new_image.shape[:2]} pixels with a label map of "
                 f"{new_mask.shape}: expected one size (height, width)"
             )
-        aug_input.image, aug_input.sem_seg = self._switch_order(new_image), new_mask.astype(label.dtype)
+        new_label = new_mask.astype(label.dtype)
+        new_label[out[DRAWN] == 0] = self.ignore_label
+        aug_input.image, aug_input.sem_seg = self._switch_order(new_image), new_label
         return T.NoOpTransform()
 
     def __repr__(self) -> str:

@@ -79,6 +79,15 @@ def test_filled_areas_are_ignored(build, name):
     np.testing.assert_array_equal(out[~filled], np.stack([out_label[~filled] * 60] * 3, axis=-1))
 
 
+@pytest.mark.parametrize("transform", [A.GridElasticDeform((4, 4), 10, p=1), A.FrequencyMasking(20, p=1)])
+def test_so_are_those_of_transforms_that_take_no_fill_mask(build, transform):
+    pipeline = build(transform, ignore_label=7)
+    outs = [apply(pipeline, np.full((48, 64, 3), 120, np.uint8), np.full((48, 64), 255, np.uint8)) for _ in range(9)]
+    images, labels = map(np.stack, zip(*outs))
+    assert (labels == 7).any() and set(np.unique(labels)) == {7, 255}
+    assert (images[labels == 255] > 0).all()
+
+
 def test_fill_values_that_somebody_chose_stay(build):
     image, label = picture()
     assert set(np.unique(apply(build(A.Pad(9, fill_mask=3, p=1)), image, np.full_like(label, 1))[1])) == {1, 3}
