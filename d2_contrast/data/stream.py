@@ -40,7 +40,8 @@ class SampleStream(IterableDataset):
         """
         Args:
             samples: the N dataset dicts.
-            mapper: makes a sample of a dict, or None if that cannot be used: then another takes its place.
+            mapper: makes a sample of a dict, or None if that cannot be used: then another takes its place, of those
+                that come in epochs.
             batch_size: samples of one process in a batch.
             seed: the same in all processes, 0 or more.
             repeats: (N,) how often a sample comes in an epoch, 0 or more. Fractions are rounded at random, anew in
@@ -110,7 +111,8 @@ class SampleStream(IterableDataset):
             seed_generators(derive_seed(self.seed, AUGMENTATION, position))
             if (sample := self.mapper(self.samples[index])) is not None:
                 return sample
-            for other in torch.randperm(len(self.samples)).tolist():
+            others = torch.randperm(len(self.samples))
+            for other in others[self.repeats[others] > 0].tolist():
                 if (sample := self.mapper(self.samples[other])) is not None:
                     return sample
         raise ValueError("None of the training samples can be used")

@@ -87,9 +87,16 @@ def test_samples_that_cannot_be_used_are_replaced():
         return sample["index"] if sample["index"] % 2 else None
 
     drawn = list(islice(stream(mapper=odd), 60))
-    assert set(drawn) == {1, 3, 5} and drawn[30:] == list(islice(stream(start=30, mapper=odd), 30))
+    assert set(drawn) == {1, 3} and drawn[30:] == list(islice(stream(start=30, mapper=odd), 30))
     with pytest.raises(ValueError, match="None of the training samples can be used"):
         next(iter(stream(mapper=lambda sample: None)))
+
+
+def test_replacements_are_of_the_subset():
+    chosen = {sample[0] for sample in islice(stream(subset=3, repeats=None), 60)}
+    bad = min(chosen)
+    drawn = islice(stream(subset=3, repeats=None, mapper=lambda s: None if s["index"] == bad else s["index"]), 60)
+    assert set(drawn) == chosen - {bad}
 
 
 def test_the_seed_chooses_the_subset():
