@@ -13,7 +13,7 @@ import os
 import sys
 
 from .cli import given_path, log_to_terminal, verb_parser
-from .errors import in_plain_words
+from .errors import explain, in_plain_words
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{args.name}: {len(check.samples)} images, {labelled} with labels")
     if check.counted:
         print(check.class_table())
-    warnings = list(check.warnings)
+    problems, warnings = list(check.problems), list(check.warnings)
     if check.intact:
         folder = args.output or os.path.join("output", "check", as_file_name(args.name))
         path = os.path.join(folder, "browse.png")
@@ -60,11 +60,15 @@ def main(argv: list[str] | None = None) -> int:
             print(f"Samples: {path}")
         except MissingExtraError as error:
             warnings.append(f"No samples are drawn: {error}")
+        except Exception as error:
+            if (sentence := explain(error)) is None:
+                raise
+            problems.append(f"No samples are drawn: {sentence}")
     for warning in warnings:
         print(f"Warning: {warning}")
-    count = f"{len(check.problems)} problem{'s' * (len(check.problems) != 1)}"
-    print("\n".join([*check.problems, count] if check.problems or warnings else ["No problems"]))
-    return int(bool(check.problems))
+    count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+    print("\n".join([*problems, count] if problems or warnings else ["No problems"]))
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

@@ -153,6 +153,31 @@ def test_files_that_cannot_be_used_do_not_stop_the_check(garden, capsys, monkeyp
     assert out.endswith("3 problems\n")
 
 
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_pipeline_that_fails_is_one_of_the_problems(garden, capsys, monkeypatch, on_error):
+    """Nothing is noted in OUTPUT_DIR, where a run would take it for its own."""
+    root, arguments = garden
+    pipeline = {"__class_fullname__": "RandomCrop", "height": 100, "width": 100, "p": 1.0}
+    (root / "pipeline.yaml").write_text(yaml.dump({"__version__": "2", "transform": pipeline}))
+    (root / "garden/images/2.png").write_bytes(b"damaged")
+    monkeypatch.chdir(root)
+    options = [
+        "INPUT.ALBUMENTATIONS",
+        "pipeline.yaml",
+        "DATALOADER.ON_ERROR",
+        on_error,
+        "OUTPUT_DIR",
+        str(root / "run"),
+    ]
+    assert main([arguments[0], *options, *arguments[1:]]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "images/2.png: cannot read this image" in lines[-3]
+    assert lines[-2].startswith(
+        "No samples are drawn: INPUT.ALBUMENTATIONS pipeline.yaml cannot be applied to an image"
+    )
+    assert lines[-1] == "2 problems" and not (root / "run").exists()
+
+
 def test_300_classes(garden, capsys):
     root, arguments = garden
     label = np.arange(300, dtype=np.uint16).reshape(20, 15)

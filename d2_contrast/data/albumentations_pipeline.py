@@ -28,7 +28,7 @@ class AlbumentationsPipeline(T.Augmentation):
     def __init__(self, file: str, ignore_label: int = 255, image_format: str = "RGB"):
         """
         Args:
-            file: the pipeline, as ``albumentations.save`` writes it, in yaml or json.
+            file: the pipeline, as ``albumentations.save`` writes it, in yaml or json; may begin with ``~``.
             ignore_label: label of the areas that a transform fills, unless the file sets ``fill_mask`` to another
                 label than 0.
             image_format: "RGB" or "BGR", of the images. The pipeline sees RGB.
@@ -39,6 +39,7 @@ class AlbumentationsPipeline(T.Augmentation):
             ValueError: the file holds no pipeline, or one that mixes the labels of neighbouring pixels.
         """
         super().__init__()
+        file = os.path.expanduser(file)  # no shell does it in a config
         self.file, self.ignore_label, self.image_format = file, ignore_label, image_format
         self.pipeline = _load(file)
         self.pipeline.add_targets({DRAWN: "mask"})

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from contextlib import suppress
 
 from ..output import naming
 from ..tables import read_json_lines
@@ -46,6 +47,11 @@ class SkippedSamples:
     def note_success(self) -> None:
         """Say that a sample could be used."""
         self._in_row = 0
+
+    def clear(self) -> None:
+        """Remove the list that an earlier run has left."""
+        with suppress(FileNotFoundError):
+            os.remove(self.path)
 
     def describe(self) -> str:
         """All of them in one text, "" for none. A line that was cut off when a run was killed is left out."""

@@ -48,11 +48,14 @@ def train(cfg: CfgNode, resume: bool = False) -> dict:
         trainer = Trainer(cfg, download=not (resume and own_checkpoints(cfg.OUTPUT_DIR)))
         trainer.resume_or_load(resume=resume)
         trainer.save_config()
+        skipped_samples = SkippedSamples(cfg.OUTPUT_DIR)
+        if not trainer.start_iter:
+            on_main_process(skipped_samples.clear)
         if trainer.start_iter < trainer.max_iter:
             logger.info("%s. All is logged to %s", trainer.describe(), os.path.join(cfg.OUTPUT_DIR, "log.txt"))
             on_main_process(check_run, trainer.cfg, trainer.network)
         trainer.train()
-        if skipped := SkippedSamples(cfg.OUTPUT_DIR).describe():
+        if skipped := skipped_samples.describe():
             logger.warning("%s", skipped)
         with averaged_weights(trainer.network, trainer.average):
             return _finish(

@@ -51,7 +51,7 @@ def setup(args: Namespace) -> CfgNode:
     if args.config_file:
         args.config_file = find_config(args.config_file)
     cfg = load_config(args.config_file, args.opts)
-    for section, key in ((cfg, "OUTPUT_DIR"), (cfg.MODEL, "WEIGHTS"), (cfg.INPUT, "ALBUMENTATIONS")):
+    for section, key in ((cfg, "OUTPUT_DIR"), (cfg.MODEL, "WEIGHTS")):
         section[key] = os.path.expanduser(section[key])  # no shell does it in a config
     wanted = cfg.MODEL.DEVICE
     if wanted.startswith("cuda") and not torch.cuda.is_available():

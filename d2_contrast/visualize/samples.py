@@ -24,11 +24,15 @@ def draw_samples(cfg: CfgNode, name: str, samples: Sequence[dict], augmented: bo
         name: of the dataset.
         samples: its dataset dicts, at least one; of many, SAMPLES are drawn at random.
         augmented: False for the augmentation that most recipes have, instead of the config's.
+
+    Raises:
+        OSError, ValueError: a sample cannot be used, or not be augmented, also where a training would skip it.
     """
     metadata = MetadataCatalog.get(name)
     labelled = "sem_seg_file_name" in samples[0]
     cfg = cfg.clone()
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
+    cfg.DATALOADER.ON_ERROR = "raise"
     cfg.INPUT.FORMAT = "RGB"
     if not augmented:  # no config: what most recipes do
         cfg.INPUT.SCALE_RANGE = [0.5, 2.0]

@@ -162,6 +162,12 @@ def test_a_file_that_is_missing():
         AlbumentationsPipeline("nowhere.yaml")
 
 
+def test_the_file_may_be_in_the_home(build, tmp_path, monkeypatch):
+    build(A.HorizontalFlip(p=1))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert AlbumentationsPipeline("~/pipeline.yaml").file == str(tmp_path / "pipeline.yaml")
+
+
 def test_labels_are_never_mixed(build):
     with pytest.raises(ValueError, match="mask_interpolation of Affine is 1.* expected 0"):
         build(A.OneOf([A.Affine(rotate=(40, 40), mask_interpolation=1)]))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_models import CONFIGS
 
+from d2_contrast.data.skipped import SkippedSamples
 from d2_contrast.engine import Trainer, evaluate, setup, train
 
 SHAPES = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.glob("shapes/*.yaml") if not p.name.startswith("Base"))
@@ -90,6 +91,19 @@ def test_resumed_training_equals_uninterrupted(make_cfg, tmp_path, monkeypatch, 
     weights = tmp_path / "parts" / "model_final.pth"
     average = evaluate(make_cfg(*options, "MODEL.WEIGHTS", weights, base=base))
     assert average["sem_seg"] == pytest.approx(whole.last_results["sem_seg"], nan_ok=True)
+
+
+def test_samples_that_an_earlier_run_has_skipped_do_not_count(make_cfg, logged):
+    """They do in a run that goes on; with --resume, too, a run starts anew where there is no checkpoint."""
+    options = ["SOLVER.MAX_ITER", 1, "VISUALIZE.NUM_IMAGES", 0, "VISUALIZE.TSNE_POINTS", 0]
+    cfg = make_cfg(*options, base="uper_r18.yaml", resume=True)
+    skipped = SkippedSamples(cfg.OUTPUT_DIR)
+    skipped.add("a.png", ValueError("a.png is bad"))
+    train(cfg, resume=True)
+    assert skipped.describe() == "" and "were skipped" not in logged()
+    skipped.add("b.png", ValueError("b.png is bad"))
+    train(cfg, resume=True)
+    assert "1 training samples could not be used and were skipped, 1 times:\n  b.png is bad" in logged()
 
 
 def test_a_run_can_be_resumed_with_other_settings(make_cfg):
