@@ -59,6 +59,12 @@ def test_train_ids_are_as_wide_as_they_must_be(tmp_path, classes, ignore_label, 
         read_label(save(tmp_path / "b.png", np.array([[0, 60000]], np.uint16)), many)
 
 
+def test_train_ids_are_as_wide_as_an_ignore_label_that_no_value_means(tmp_path):
+    wide = Metadata(name="wide").set(stuff_classes=["a", "b"], ignore_label=65535, label_encodings={"x": {1: 0, 2: 1}})
+    out = read_label(save(tmp_path / "a.png", np.array([[1, 2]], np.uint8)), wide)
+    assert out.dtype == np.int32 and out.tolist() == [[0, 1]]
+
+
 def test_eight_bit_files_of_a_dataset_with_wide_train_ids(tmp_path):
     table = {i: 300 + i for i in range(200)}
     many = Metadata(name="many").set(
