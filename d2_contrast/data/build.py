@@ -49,10 +49,11 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
     datasets = {name: load_dicts(name) for name in cfg.DATASETS.TRAIN}
     arrive()
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING  # by the main process, of samples that workers give one by one
     stream = SampleStream(
         list(chain(*datasets.values())),
         SemSegMapper(cfg, is_train=True),
-        batch_size=images // processes,
+        batch_size=1 if grouped else images // processes,
         seed=seed,
         repeats=count_repeats(cfg, datasets),
         subset=count_subset(cfg, datasets),
@@ -61,7 +62,7 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
         stream,
         mapper=None,
         total_batch_size=images,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        aspect_ratio_grouping=grouped,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 

@@ -42,7 +42,8 @@ class SampleStream(IterableDataset):
             samples: the N dataset dicts.
             mapper: makes a sample of a dict, or None if that cannot be used: then another takes its place, of those
                 that come in epochs.
-            batch_size: samples of one process in a batch.
+            batch_size: samples of one process that a worker of the loader takes together: those of a batch, or 1 for a
+                loader that forms batches of what its workers give.
             seed: the same in all processes, 0 or more.
             repeats: (N,) how often a sample comes in an epoch, 0 or more. Fractions are rounded at random, anew in
                 each epoch. None: once.

@@ -100,7 +100,10 @@ def describe_inexact(before: Mapping | None, now: Mapping, cfg: CfgNode) -> list
         if cfg.MODEL.DEVICE == "cpu" and before["threads"] != now["threads"]:
             told.append(f"{now['threads']} threads of the CPU, {before['threads']} before: sums are rounded otherwise")
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        told.append("DATALOADER.ASPECT_RATIO_GROUPING had held images back, which are left out")
+        told.append(
+            "DATALOADER.ASPECT_RATIO_GROUPING forms batches anew: images that it had held back are left out, others "
+            "come twice"
+        )
     if cfg.TEST.PRECISE_BN.ENABLED:
         told.append("TEST.PRECISE_BN takes its images from the start again")
     return told

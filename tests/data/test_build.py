@@ -53,6 +53,17 @@ def test_each_sample_is_decoded_by_its_own_dataset(two_sets, order):
     assert all("dataset_name" not in d for dicts in two_sets.values() for d in dicts)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("grouping", [False, True])
+def test_batches_are_the_same_with_any_number_of_workers(two_sets, grouping):
+    cfg = config(train=tuple(two_sets))
+    cfg.SEED, cfg.DATALOADER.ASPECT_RATIO_GROUPING = 0, grouping
+    drawn = []
+    for cfg.DATALOADER.NUM_WORKERS in 0, 2, 3:
+        drawn.append([sample["dataset_name"] for batch in islice(build_train_loader(cfg), 12) for sample in batch])
+    assert drawn[0] == drawn[1] == drawn[2] and sorted(drawn[0]) == ["plain"] * 12 + ["swapped"] * 12
+
+
 def test_samples_for_testing_know_their_dataset(two_sets):
     for name in two_sets:
         ((sample,),) = build_test_loader(config(test=tuple(two_sets)), name)
