@@ -14,7 +14,7 @@ from detectron2.config import get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from .config_files import find_config, flatten, load_yaml, read_config
-from .config_ranges import RANGES, check_config
+from .config_ranges import RANGES, ListOf, Number, check_config
 from .errors import shorten
 
 # Old names of keys, which load_config still reads.
@@ -77,11 +77,11 @@ def _build(loaded: dict, source: str, overrides: Sequence[str]) -> CN:
     where = source
     try:
         _rename_old_keys(loaded, source)
-        cfg.merge_from_other_cfg(CN(_like(cfg, loaded)))
+        cfg.merge_from_other_cfg(CN(_like("", cfg, loaded)))
         where = "command line"
         keys = [_new_name(key, where) for key in overrides[::2]]
         current = flatten(cfg)
-        values = [_like(current.get(key), value) for key, value in zip(keys, overrides[1::2])]
+        values = [_like(key, current.get(key), value) for key, value in zip(keys, overrides[1::2])]
         cfg.merge_from_list([part for pair in zip(keys, values) for part in pair])
     except RecursionError:
         raise ValueError(f"{where}: expected sections that are not nested in themselves, as by a yaml anchor") from None
@@ -108,12 +108,28 @@ def _named(error: Exception, where: str, cfg: CN) -> Exception:
     return ValueError(f"{where}: {key} is {shorten(' '.join(value.split()))}: expected {expected}")
 
 
-def _like(default: object, value: object) -> object:
-    """A value from a file or the command line, with 1 as 1.0 where the default is a float, in sections too."""
+def _like(key: str, default: object, value: object) -> object:
+    """A value from a file or the command line, with 1 and inf as floats where the default is one, in sections too.
+
+    So are the texts of lists of such numbers: yaml takes 5e-1 for text.
+    """
     if isinstance(default, CN) and isinstance(value, dict):
-        return {key: _like(default.get(key), entry) for key, entry in value.items()}
-    is_whole = not isinstance(value, bool) and re.fullmatch(r"[+-]?\d+", str(value))
-    return float(str(value)) if isinstance(default, float) and is_whole else value
+        return {
+            name: _like(f"{key}.{name}" if key else name, default.get(name), entry) for name, entry in value.items()
+        }
+    allowed = RANGES.get(key)
+    if isinstance(value, list) and isinstance(allowed, ListOf):
+        has_floats = isinstance(allowed.item, Number) and not allowed.item.whole
+        return [_to_float(entry) if has_floats and isinstance(entry, str) else entry for entry in value]
+    return _to_float(value) if isinstance(default, float) and not isinstance(value, bool) else value
+
+
+def _to_float(value: object) -> object:
+    """A number, or text that is one, as a float; anything else as it is."""
+    try:
+        return float(re.sub(r"\.(?=inf$)", "", str(value)))  # yaml writes .inf
+    except ValueError:
+        return value
 
 
 def _check_pairs(overrides: Sequence[str]) -> None:

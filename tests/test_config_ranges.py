@@ -134,6 +134,27 @@ def test_whole_numbers_are_taken_for_floats(tmp_path):
     assert {type(value) for value in values} == {float}
 
 
+def test_texts_that_are_numbers_are_taken_for_floats(tmp_path):
+    """Those that yaml 1.1, or Python's notation of values, does not have."""
+    (tmp_path / "a.yaml").write_text(
+        "SOLVER: {BASE_LR: 1e-3, CLIP_GRADIENTS: {NORM_TYPE: inf}}\nINPUT: {SCALE_RANGE: [5e-1, 2]}\n"
+        "MODEL: {PIXEL_LOSS: {CLASS_WEIGHTS: [1e-1, 1e+1]}, SEM_SEG_HEAD: {NUM_CLASSES: 2}}\n"
+        "DATASETS: {TRAIN: [1e5]}\n"
+    )
+    cfg = load_config(str(tmp_path / "a.yaml"))
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE, cfg.INPUT.SCALE_RANGE) == (
+        0.001,
+        math.inf,
+        [0.5, 2],
+    )
+    assert (cfg.MODEL.PIXEL_LOSS.CLASS_WEIGHTS, cfg.DATASETS.TRAIN) == ([0.1, 10.0], ("1e5",))
+    for text in "inf", ".inf", math.inf:
+        assert load_config("", ["SOLVER.CLIP_GRADIENTS.NORM_TYPE", text]).SOLVER.CLIP_GRADIENTS.NORM_TYPE == math.inf
+    for text in "nan", "-inf", "info", "":
+        with pytest.raises(ValueError, match="NORM_TYPE is .*expected a number above 0 and at most 1000 or inf"):
+            load_config("", ["SOLVER.CLIP_GRADIENTS.NORM_TYPE", text])
+
+
 def test_whoever_extends_adds_to_the_ranges(monkeypatch):
     monkeypatch.setitem(RANGES, "SOLVER.OPTIMIZER", Choice("SGD", "Lion"))
     assert load_config("", ["SOLVER.OPTIMIZER", "Lion"]).SOLVER.OPTIMIZER == "Lion"

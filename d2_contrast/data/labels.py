@@ -147,8 +147,8 @@ def count_values(raw: np.ndarray) -> dict[int, int]:
 
 def _to_train_ids(raw: np.ndarray, file_name: str, metadata: Metadata) -> np.ndarray:
     table = label_table(metadata)
-    # What no value means stands for an error. Without room in 8 bits for it, or for the ignore label of paddings, ids are
-    # wider.
+    # What no value means stands for an error. Without room in 8 bits for it, or for the ignore label of padding, ids
+    # are wider.
     meant = {*table.values(), get_ignore_label(metadata)}
     unused = set(range(256)) - meant if max(meant) < 256 else set()
     invalid, dtype = (max(unused), np.uint8) if unused else (-1, np.int32)
