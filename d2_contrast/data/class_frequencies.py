@@ -119,5 +119,5 @@ def _fingerprint(dataset_name: str, dataset_dicts: Sequence[dict]) -> str:
     files = [Path(sample["sem_seg_file_name"]) for sample in dataset_dicts]
     # A missing file is reported by the code that reads it.
     stats = [(str(f.absolute()), *((f.stat().st_size, f.stat().st_mtime_ns) if f.exists() else ())) for f in files]
-    meaning = sorted(label_table(metadata).items()), get_ignore_label(metadata)
+    meaning = sorted(label_table(metadata).items()), get_ignore_label(metadata), len(metadata.stuff_classes)
     return hashlib.sha256(json.dumps([stats, meaning]).encode()).hexdigest()[:16]

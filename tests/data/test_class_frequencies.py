@@ -53,6 +53,13 @@ def test_changed_labels_are_counted_again(toy):
     np.testing.assert_array_equal(count_label_pixels("toy", toy)[1], [0, 0, 3])
 
 
+def test_a_class_more_is_counted_even_without_a_label_value(toy):
+    for names in "abc", "abcd":
+        MetadataCatalog.remove("toy")
+        MetadataCatalog.get("toy").set(stuff_classes=[*names], label_encodings={"raw": {0: 0, 1: 1, 2: 2, 255: 255}})
+        np.testing.assert_array_equal(count_label_pixels("toy", toy), [row + [0] * (len(names) - 3) for row in COUNTS])
+
+
 @pytest.mark.parametrize("error", [PermissionError(), OSError(errno.EROFS, "Read-only file system")])
 def test_read_only_folder_is_no_obstacle(toy, monkeypatch, caplog, error):
     def refuse(path):
