@@ -78,7 +78,7 @@ def count_repeats(cfg: CfgNode, datasets: Mapping[str, Sequence[dict]]) -> Tenso
         datasets: dicts of each dataset, by name, N in all.
 
     Raises:
-        ValueError: there is no such sampler, or it leaves no image.
+        ValueError: there is no such sampler, it leaves no image, or it has a factor for a dataset that is not there.
     """
     sampler = cfg.DATALOADER.SAMPLER_TRAIN
     if sampler not in SAMPLERS:
@@ -91,6 +91,12 @@ def count_repeats(cfg: CfgNode, datasets: Mapping[str, Sequence[dict]]) -> Tenso
         repeats = repeat_factors(counts, cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.get("REPEAT_SQRT", True))
     if sampler in ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"):
         weights = dict(cfg.DATASETS.get("TRAIN_REPEAT_FACTOR", ()))
+        for name in weights:
+            if name not in datasets:
+                raise ValueError(
+                    f"DATASETS.TRAIN_REPEAT_FACTOR has a factor for {shown(name)}, which DATASETS.TRAIN does not name: "
+                    f"expected one of {', '.join(datasets)}"
+                )
         repeats = repeats * torch.cat([torch.full((len(d),), weights.get(name, 1.0)) for name, d in datasets.items()])
     if not repeats.sum():
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN {sampler} leaves none of the {len(repeats)} images")

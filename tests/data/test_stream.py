@@ -126,6 +126,9 @@ def test_samplers_of_detectron2():
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.05
     with pytest.raises(ValueError, match="RANDOM_SUBSET_RATIO 0.05 leaves none of the 10 images"):
         count_subset(cfg, datasets)
+    cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATASETS.TRAIN_REPEAT_FACTOR = "WeightedTrainingSampler", [("c", 5.0), ("b", 2.0)]
+    with pytest.raises(ValueError, match="TRAIN_REPEAT_FACTOR has a factor for 'c', .* expected one of a, b"):
+        count_repeats(cfg, datasets)
     cfg.DATALOADER.SAMPLER_TRAIN = "Sampler"
     with pytest.raises(ValueError, match="SAMPLER_TRAIN is 'Sampler': expected one of TrainingSampler"):
         count_repeats(cfg, datasets)
