@@ -9,7 +9,12 @@ import torch
 
 
 def derive_seed(*key: int) -> int:
-    """A seed of 64 bits from integers of 0 or more; those of different keys have nothing to do with each other."""
+    """A seed of 64 bits from integers of 0 or more.
+
+    Seeds of different keys have nothing to do with each other, with two exceptions: a key of fewer than four numbers
+    counts as filled up with zeros, so that (7, 1) and (7, 1, 0) have the same seed, and a number of more than 32 bits
+    counts as several.
+    """
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
