@@ -60,7 +60,7 @@ class TestCounter:
             torch.zeros(3).to(DEVICE) + torch.zeros(3)
 
 
-def waits_of_a_step(name, accumulation_steps=1, policy="stop", **options) -> list[str]:
+def waits_of_a_step(name, accumulation_steps=1, policy="stop", amp_dtype=None, **options) -> list[str]:
     """The waits of the second step of a training."""
     model = small_model(name, **options)
     with HostWaits() as host, EventStorage() as storage:
@@ -68,7 +68,12 @@ def waits_of_a_step(name, accumulation_steps=1, policy="stop", **options) -> lis
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
         batches = [make_batch((64, 64), (64, 60)) for _ in range(2 * accumulation_steps)]
         step = TrainStep(
-            model, batches, optimizer, accumulation_steps=accumulation_steps, non_finite=NonFinitePolicy(policy)
+            model,
+            batches,
+            optimizer,
+            accumulation_steps=accumulation_steps,
+            amp_dtype=amp_dtype,
+            non_finite=NonFinitePolicy(policy),
         )
         for storage.iter in range(2):
             step.iter = storage.iter
@@ -105,6 +110,10 @@ def test_lovasz_asks_for_its_classes():
     """It sorts the pixels once for each class that there is."""
     options = {"MODEL__PIXEL_LOSS__NAME": "LovaszSoftmax", "MODEL__PIXEL_LOSS__AUX_NAME": "CrossEntropy"}
     assert len(waits_of_a_step(UPER, **options)) == 2
+
+
+def test_float16_adds_the_wait_of_the_scaler():
+    assert len(waits_of_a_step(UPER, amp_dtype="float16")) == 2
 
 
 def test_statistics_take_one_copy_more():

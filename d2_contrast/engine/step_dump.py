@@ -29,7 +29,7 @@ def dump_path(folder: str, iteration: int, rank: int) -> str:
 
 
 def save_step(path: str, cfg: CfgNode, step: TrainStep, reason: str) -> None:
-    """Write a step that was not taken: config, weights, batches and the key of this process's random numbers.
+    """Write a step that was not taken: config, weights, batches, scale of the loss, key of its random numbers.
 
     Raises:
         OSError: the file cannot be written.
@@ -43,6 +43,7 @@ def save_step(path: str, cfg: CfgNode, step: TrainStep, reason: str) -> None:
             [{k: v for k, v in sample.items() if isinstance(v, PLAIN)} for sample in batch] for batch in step.batches
         ],
         "random_key": step.random_key,
+        "grad_scaler": step.grad_scaler.state_dict(),
     }
     with write_whole(path) as file:
         torch.save(content, file)
@@ -80,6 +81,8 @@ def replay_step(path: str) -> list[str]:
         random_key=content["random_key"],
     )
     step.iter = content["iteration"]
+    if content.get("grad_scaler"):  # which older files lack; empty if the run did not scale its loss
+        step.grad_scaler.load_state_dict(content["grad_scaler"])
 
     told = [
         f"Iteration {step.iter} with {', '.join(batch_files(batches)) or 'batches without files'}",

@@ -105,7 +105,8 @@ class TrainStep(SimpleTrainer):
 
         Raises:
             NonFiniteError: a loss or a gradient is not finite, in any process; weights are as before. All processes
-                raise it. ``non_finite`` says which steps are skipped instead.
+                raise it. ``non_finite`` says which steps are skipped instead. Gradients of float16 may be infinite
+                while the scale of the loss is above 1: the scaler then skips the step.
         """
         self.batches = []
         self.optimizer.zero_grad()
@@ -113,7 +114,8 @@ class TrainStep(SimpleTrainer):
         try:
             losses, data_time = self._backward()
             shared = self._share(losses, data_time)
-            if not all(math.isfinite(value) for numbers in shared for value in numbers.values()):
+            is_finite = all(math.isfinite(value) for numbers in shared for value in numbers.values())
+            if not is_finite and not self._scale_is_too_large(shared, losses):
                 own = {name: shared[comm.get_rank()][name] for name in losses}
                 problem, ranks = find_problem(comm.all_gather(self._report(own)))
                 if problem:
@@ -161,17 +163,19 @@ class TrainStep(SimpleTrainer):
                 means[name] += value.detach() / self.accumulation_steps
         return means, data_time
 
-    def infinite_gradients(self) -> list[str]:
-        """Names of the parameters whose gradient is not finite.
+    def _scale_is_too_large(self, shared: list[dict[str, float]], losses: Iterable[str]) -> bool:
+        """Whether the scale of the loss may be why gradients are not finite, as is usual in float16.
 
-        Empty in float16, where such gradients are usual: the scaler skips the step and lowers the scale.
+        The scaler then skips the step and lowers the scale. One that magnifies nothing is not the cause.
         """
+        are_finite = all(math.isfinite(numbers[name]) for numbers in shared for name in losses)
+        return are_finite and self.grad_scaler.get_scale() > 1  # 1 without scaler
+
+    def infinite_gradients(self) -> list[str]:
+        """Names of the parameters whose gradient, with the scale of the loss, is not finite."""
         return [name for name, gradient in self._gradients().items() if not gradient.isfinite().all()]
 
     def _gradients(self) -> dict[str, torch.Tensor]:
-        """The gradients that have to be finite, by the names of their parameters."""
-        if self.grad_scaler.is_enabled():
-            return {}
         return {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
 
     def _share(self, losses: dict[str, torch.Tensor], data_time: float) -> list[dict[str, float]]:

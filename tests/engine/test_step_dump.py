@@ -6,7 +6,7 @@ import torch
 from detectron2.engine import HookBase
 
 from d2_contrast import replay
-from d2_contrast.engine import Trainer
+from d2_contrast.engine import Trainer, step_dump
 from d2_contrast.engine.checkpoint import NonFiniteError
 
 OPTIONS = ["SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.ACCUMULATION_STEPS", 2]
@@ -46,6 +46,28 @@ def test_a_run_that_is_not_finite_can_be_looked_into(make_cfg, capsys, logged):
     assert told[1].removeprefix("Then: ") == told[2].removeprefix("Now: ")
     assert told[3] == "The first module whose output is not finite: sem_seg_head.predictor"
     assert told[4].startswith("Gradients that are not finite: ")
+
+
+def test_the_scale_of_the_loss_is_that_of_the_run(make_cfg, monkeypatch):
+    """With the one that torch starts from, a layer whose gradient is never finite would pass as an overflow."""
+
+    def spoil(build):
+        def build_spoiled(cfg):
+            model = build(cfg)
+            model.sem_seg_head.predictor.weight.register_hook(lambda gradient: gradient * math.nan)
+            return model
+
+        return build_spoiled
+
+    monkeypatch.setattr(Trainer, "build_model", staticmethod(spoil(Trainer.build_model)))
+    monkeypatch.setattr(step_dump, "build_model", spoil(step_dump.build_model))
+    trainer = Trainer(make_cfg("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "float16"))
+    trainer._trainer.grad_scaler._init_scale = 2.0
+    with pytest.raises(NonFiniteError, match="^Not finite in iteration 1: gradient of ") as raised:
+        trainer.train()
+    told = step_dump.replay_step(str(raised.value).split()[-1])
+    assert told[1].removeprefix("Then: ") == told[2].removeprefix("Now: ")
+    assert told[3] == "Gradients that are not finite: 1, sem_seg_head.predictor.weight"
 
 
 def test_what_is_no_step(tmp_path, capsys):

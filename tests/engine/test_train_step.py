@@ -130,6 +130,21 @@ def test_too_many_in_a_row_stop():
     assert step.iter == 6 and step.skipped == 4
 
 
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_float16_blames_the_scale_while_it_magnifies(action):
+    """From 4 it is halved twice. Then gradients that are not finite are treated as without a scale."""
+    step = normalised_step(*[0.0] * 9, amp_dtype="float16", non_finite=NonFinitePolicy(action, 3))
+    step.grad_scaler._init_scale = 4.0
+    before = copy.deepcopy(step.model.state_dict())
+    with EventStorage(), pytest.raises(NonFiniteError, match="gradient of linear.weight, from 0.0.png"):
+        for step.iter in range(9):
+            step.run_step()
+            assert step.is_skipped == (step.iter >= 2)
+    assert (step.iter, step.skipped) == {"stop": (2, 0), "skip": (4, 2)}[action]
+    assert step.grad_scaler.get_scale() == 1
+    assert all(torch.equal(step.model.state_dict()[name], before[name]) for name in ("linear.weight", "linear.bias"))
+
+
 def test_large_gradients_are_finite():
     step = normalised_step(1.0)
     step.model.linear.weight.grad = torch.tensor([[3e38]])
