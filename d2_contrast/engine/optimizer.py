@@ -15,9 +15,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build ``cfg.SOLVER.OPTIMIZER`` over the trainable parameters of ``model``.
 
     The learning rate is BASE_LR, times HEAD_LR_FACTOR outside the backbone, times BIAS_LR_FACTOR for biases. Weight
-    decay is WEIGHT_DECAY, but WEIGHT_DECAY_NORM for normalisation layers, WEIGHT_DECAY_BIAS (if set) for biases and 0
-    for parameters in NO_DECAY_NAMES. Gradients are clipped as CLIP_GRADIENTS says: each parameter's by itself, as
-    Detectron2 does, or by the norm of all together ("full_model").
+    decay is WEIGHT_DECAY, but WEIGHT_DECAY_NORM (if set) for normalisation layers, WEIGHT_DECAY_BIAS (if set) for
+    biases and 0 for parameters in NO_DECAY_NAMES. Gradients are clipped as CLIP_GRADIENTS says: each parameter's by
+    itself, as Detectron2 does, or by the norm of all together ("full_model").
     """
     solver = cfg.SOLVER
 
@@ -36,7 +36,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         lr_factor_func=lr_factor,  # of biases, too, whose own factor of Detectron2's would take the place of this one
         overrides=overrides,
     )
-    params = _set_decay_of_layer_norms(params, model, solver.WEIGHT_DECAY_NORM, overrides)
+    if solver.WEIGHT_DECAY_NORM is not None:
+        params = _set_decay_of_layer_norms(params, model, solver.WEIGHT_DECAY_NORM, overrides)
     # Fused: one pass over the memory of each parameter, which on a CPU takes a sixth of the time of AdamW's many.
     if solver.OPTIMIZER == "SGD":
         optimizer = torch.optim.SGD(

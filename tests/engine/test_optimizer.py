@@ -154,13 +154,14 @@ def test_factors_of_learning_rates_multiply():
     assert rates == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("key", "decay"), [(0.02, 0.02), (None, 0.1)])
 @pytest.mark.parametrize("norm", ["BN", "GN", "LN"])
-def test_norms_have_a_decay_of_their_own(norm):
-    """Whatever class Detectron2 makes of the name in a config."""
+def test_norms_have_a_decay_of_their_own(norm, key, decay):
+    """Whatever class Detectron2 makes of the name in a config; None stands for that of all else."""
     cfg = default_config()
-    cfg.merge_from_list(["SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_NORM", 0.02])
+    cfg.merge_from_list(["SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_NORM", key])
     model = nn.ModuleDict({"conv": nn.Conv2d(3, 32, 1), "norm": get_norm(norm, 32)})
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = build_optimizer(cfg, model).param_groups
     decays = {names[p]: group["weight_decay"] for group in groups for p in group["params"]}
-    assert decays == {"conv.weight": 0.1, "conv.bias": 0.1, "norm.weight": 0.02, "norm.bias": 0.02}
+    assert decays == {"conv.weight": 0.1, "conv.bias": 0.1, "norm.weight": decay, "norm.bias": decay}
