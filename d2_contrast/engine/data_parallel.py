@@ -6,7 +6,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.engine import create_ddp_model
+from detectron2.engine import DefaultTrainer, create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
@@ -15,6 +15,13 @@ from ..config_files import flatten
 from .rollback import Rollback
 
 logger = logging.getLogger(__name__)
+
+# Iterations that SOLVER.REFERENCE_WORLD_SIZE scales beside what Detectron2 does: the schedules of this project, and
+# periods of Detectron2's that it may round to 0. Periods of the log keep to the 20 iterations of its writers.
+SCALED = (
+    *("MODEL.CONTRAST.WARMUP_ITERS", "MODEL.CONTRAST.DECAY_ITERS", "VIS_PERIOD"),
+    *("TEST.EVAL_PERIOD", "SOLVER.CHECKPOINT_PERIOD"),
+)
 
 # Height and width of the image that is tried where INPUT.CROP sets none.
 TRIED_SIZE = (128, 128)
@@ -45,6 +52,24 @@ def share_among_processes(cfg: CfgNode, model: nn.Module) -> nn.Module:
         # Processes wait for the gradients of all parameters. Looking for those that get none costs time in every step.
         find_unused_parameters=bool(unused),
     )
+
+
+def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
+    """The config as DefaultTrainer's ``auto_scale_workers`` scales it, with the schedules of this project.
+
+    The run is as long as the config says with SOLVER.REFERENCE_WORLD_SIZE processes; twice as many take half of the
+    iterations. No period that is set becomes 0, which would switch it off.
+    """
+    scaled = DefaultTrainer.auto_scale_workers(cfg, processes)
+    if scaled is cfg:
+        return cfg
+    before = flatten(cfg)
+    scale = processes / cfg.SOLVER.REFERENCE_WORLD_SIZE
+    lengths = {key: max(1, round(before[key] / scale)) for key in SCALED if before[key]}
+    scaled.defrost()
+    scaled.merge_from_list([part for pair in lengths.items() for part in pair])
+    scaled.freeze()
+    return scaled
 
 
 def split_batches(cfg: CfgNode, processes: int) -> CfgNode:

@@ -26,7 +26,7 @@ from ..output import write_text
 from .averaging import UpdateAverage, averaged_weights, build_average
 from .checkpoint import ContrastCheckpointer, NonFiniteError, build_checkpointer
 from .console import FirstIteration, ProgressWriter
-from .data_parallel import share_among_processes, share_buffers, split_batches
+from .data_parallel import scale_to_processes, share_among_processes, share_buffers, split_batches
 from .metrics_writer import LateWriter, MetricsWriter, put_back, read_lines, recent_values
 from .optimizer import build_optimizer
 from .parallel import on_main_process
@@ -63,7 +63,7 @@ class Trainer(DefaultTrainer):
         """
         # Not DefaultTrainer's own: it wraps models for several GPUs only, and its step has no accumulation.
         TrainerBase.__init__(self)
-        cfg = split_batches(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()), comm.get_world_size())
+        cfg = split_batches(scale_to_processes(cfg, comm.get_world_size()), comm.get_world_size())
         check_config(cfg)
         model = self.build_model(cfg if download else without_download(cfg))
         optimizer = self.build_optimizer(cfg, model)

@@ -10,9 +10,12 @@ from processes import run_in_two_processes
 from tiny_models import make_batch, small_config, small_model
 
 from d2_contrast.config import load_config
+from d2_contrast.config_files import flatten
+from d2_contrast.engine import Trainer
 from d2_contrast.engine.data_parallel import (
     _with_strides_of,
     find_unused_parameters,
+    scale_to_processes,
     share_among_processes,
     split_batches,
 )
@@ -102,6 +105,31 @@ def test_trying_changes_nothing():
 def test_trying_losses_that_have_a_schedule(key):
     options = {**PLAIN, "MODEL__CONTRAST__ENABLED": True, f"MODEL__CONTRAST__{key}": 3}
     assert find_unused_parameters(small_config(SWIN, **options), small_model(SWIN, **options)) == []
+
+
+def test_schedules_are_scaled_to_the_processes():
+    """All by one factor, with 2 processes as they are; a period of 0 stays off, and no other one becomes 0."""
+    lengths = {"SOLVER.MAX_ITER": 120, "MODEL.CONTRAST.DECAY_ITERS": 90, "MODEL.CONTRAST.WARMUP_ITERS": 12}
+    lengths |= {"VIS_PERIOD": 24, "TEST.EVAL_PERIOD": 36, "SOLVER.CHECKPOINT_PERIOD": 6}
+    cfg = load_config("", [str(part) for pair in lengths.items() for part in pair])
+    assert scale_to_processes(cfg, 1) is cfg
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 2
+    assert scale_to_processes(cfg, 2) is cfg
+    for processes in (1, 3, 4):
+        scaled = flatten(scale_to_processes(cfg, processes))
+        assert {key: scaled[key] for key in lengths} == {key: 2 * n // processes for key, n in lengths.items()}
+    scaled = flatten(scale_to_processes(cfg, 200))
+    assert scaled["SOLVER.CHECKPOINT_PERIOD"] == scaled["TEST.EVAL_PERIOD"] == scaled["VIS_PERIOD"] == 1
+    cfg.VIS_PERIOD = cfg.TEST.EVAL_PERIOD = cfg.MODEL.CONTRAST.DECAY_ITERS = 0
+    scaled = scale_to_processes(cfg, 1)
+    assert scaled.VIS_PERIOD == scaled.TEST.EVAL_PERIOD == scaled.MODEL.CONTRAST.DECAY_ITERS == 0
+
+
+def test_the_trainer_scales_its_schedules(make_cfg):
+    options = ["SOLVER.REFERENCE_WORLD_SIZE", 2, "MODEL.CONTRAST.DECAY_ITERS", 4, "SOLVER.MAX_ITER", 4]
+    trainer = Trainer(make_cfg(*options))
+    assert trainer.max_iter == 8
+    assert trainer.network.contrast.criterion.decay_iters == 8
 
 
 def test_fewer_processes_take_a_batch_in_parts():
