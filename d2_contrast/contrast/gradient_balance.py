@@ -42,15 +42,7 @@ class GradientBalance:
         self.share = share
         self.remove_conflict = remove_conflict
         self.measure = False
-        self._measured: dict[str, Tensor] | dict[str, float] = {}
-
-    def state_dict(self) -> dict[str, float]:
-        """What :meth:`take_measured` would return, for a checkpoint."""
-        return {name: float(value) for name, value in self._measured.items()}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Let :meth:`take_measured` return what another backward pass measured."""
-        self._measured = dict(state)
+        self._measured: dict[str, Tensor] = {}
 
     @eager
     def split(
@@ -99,7 +91,7 @@ class GradientBalance:
             they come to the maps: by the losses with their weights, and with the scale of the loss that mixed precision
             or the accumulation of gradients sets, from which ratio and cosine are free. Not those that are undefined.
         """
-        measured, self._measured = self.state_dict(), {}
+        measured, self._measured = {name: float(value) for name, value in self._measured.items()}, {}
         return {name: value for name, value in measured.items() if value == value}
 
 

@@ -21,6 +21,7 @@ from ..config_ranges import check_config, ungrouped_channels
 from ..data import build_test_loader, build_train_loader, find_stream
 from ..errors import explain
 from ..evaluation import build_evaluator, build_inference_model, claim_evaluation_folder
+from ..modeling import ContrastiveSegmentor
 from ..modeling.compilation import compile_network
 from ..output import write_text
 from .averaging import UpdateAverage, averaged_weights, build_average
@@ -198,15 +199,11 @@ class Trainer(DefaultTrainer):
     def state_dict(self) -> dict:
         """Iteration, place in the data, state of the step, and the values that the next lines of the log need."""
         state = {**super().state_dict(), "data": self.data_state()}
-        if balance := getattr(self.network, "balance", None):
-            state["gradients"] = balance.state_dict()
         return {**state, "recent": recent_values(self.storage, self.iter)} if hasattr(self, "storage") else state
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load the iteration and the state of the step; learning rates follow from the iteration and the config."""
         self._recent = state_dict.get("recent", {})
-        if balance := getattr(self.network, "balance", None):
-            balance.load_state_dict(state_dict.get("gradients", {}))
         hooks = {name: state for name, state in state_dict.get("hooks", {}).items() if name != LRScheduler.__name__}
         super().load_state_dict({**state_dict, "hooks": hooks})
         # Detectron2's schedules are functions of the iteration. They end at MAX_ITER, which the run may have passed.
@@ -292,6 +289,8 @@ class Trainer(DefaultTrainer):
                 f"{error}. The last good checkpoint is {self.checkpointer.last_checkpoint() or 'none'}. To run this "
                 f"step again: d2-contrast replay {dump_path(self.cfg.OUTPUT_DIR, self.iter, error.ranks[0])}"
             ) from error
+        if isinstance(self.network, ContrastiveSegmentor):
+            self.network.log_gradients()
 
     def _end_early(self, error: BaseException) -> None:
         self.stop.answer()

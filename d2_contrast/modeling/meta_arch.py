@@ -156,6 +156,14 @@ class ContrastiveSegmentor(SemanticSegmentor):
             return {}
         return self.contrast.embed(join_features(features, self.contrast.criterion.scales))
 
+    @torch.compiler.disable
+    def log_gradients(self) -> None:
+        """Log what MODEL.CONTRAST.BALANCE measured in the last backward pass; to be called after it, in its step."""
+        if self.balance is not None:
+            measured = self.balance.take_measured()
+            storage = get_event_storage()
+            storage.put_scalars(smoothing_hint=False, **{f"gradient/{name}": x for name, x in measured.items()})
+
     def _to_outputs(self, logits: Tensor, images: ImageList, batched_inputs: list[dict]) -> list[dict]:
         # A head multiplies the size of a map by its stride, which is the size of the images only where that divides it.
         if logits.shape[-2:] != images.tensor.shape[-2:]:
@@ -171,10 +179,8 @@ class ContrastiveSegmentor(SemanticSegmentor):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         iteration = None
         if has_event_storage():
-            storage = get_event_storage()
-            iteration = storage.iter
-            measured = balance.take_measured()  # in the backward pass before
-            storage.put_scalars(smoothing_hint=False, **{f"gradient/{name}": x for name, x in measured.items()})
+            iteration = get_event_storage().iter
+            self.log_gradients()  # a step late, where the trainer has not called it
             balance.measure = bool(self.balance_log_period) and iteration % self.balance_log_period == 0
         return balance.split(features, part_names(criterion.scales), criterion.schedule(iteration))
 

@@ -23,7 +23,7 @@ SHORT = {"SOLVER.MAX_ITER": 5, "SOLVER.CHECKPOINT_PERIOD": 3}
 CASES = {
     "average, accumulation": {"SOLVER.EMA.ENABLED": True, "SOLVER.ACCUMULATION_STEPS": 2},
     "bfloat16": SHORT | {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.DTYPE": "bfloat16", "SOLVER.OPTIMIZER": "SGD"},
-    # The gradients of iteration 2, after which the checkpoint is, are logged in the one after it, the last.
+    # The gradients of iteration 2, after which the checkpoint is, are the last that are logged.
     "balance": {**SHORT, "SOLVER.MAX_ITER": 4, "MODEL.CONTRAST.BALANCE.LOG_PERIOD": 2},
     "memory": SHORT
     | {

@@ -132,6 +132,19 @@ def test_every_evaluation_is_logged(make_cfg, monkeypatch):
     assert [line["iteration"] for line in lines if "total_loss" in line] == [1, 3, 5]
 
 
+@pytest.mark.parametrize("batches", [1, 2])
+def test_gradients_are_logged_in_their_step(make_cfg, batches):
+    """As the statistics of the anchors are, also those of the last step."""
+    options = ["MODEL.CONTRAST.LOG_PERIOD", 2, "MODEL.CONTRAST.BALANCE.LOG_PERIOD", 2]
+    cfg = make_cfg(*options, "SOLVER.MAX_ITER", 3, "SOLVER.ACCUMULATION_STEPS", batches, "DATASETS.TEST", ())
+    trainer = Trainer(cfg)
+    trainer.train()
+    logged = {name: history.values() for name, history in trainer.storage.histories().items()}
+    for name in ("gradient/ratio", "gradient/cosine", "contrast/p2/num_anchors"):
+        assert sorted({iteration for _, iteration in logged[name]}) == [0, 2], name
+    assert any("gradient/ratio" in line for line in metrics_of(cfg.OUTPUT_DIR) if line["iteration"] == 2)
+
+
 def test_average_follows_the_weights(make_cfg):
     cfg = make_cfg("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.25, "SOLVER.MAX_ITER", 3, base="uper_r18.yaml")
     trainer = Trainer(cfg)

@@ -289,17 +289,21 @@ def test_balance_sets_the_share_of_the_contrastive_losses():
         torch.testing.assert_close(gradients_of(iteration, **rule, **schedule)[0], alone, rtol=1e-4, atol=1e-7)
 
 
-def test_gradients_are_logged_at_their_period():
+@pytest.mark.parametrize("called", [True, False])
+def test_gradients_are_logged_at_their_period(called):
+    """In the step itself, or by the next one where a trainer of others does not call for it."""
     model = small_model(PYRAMID, MODEL__CONTRAST__BALANCE__LOG_PERIOD=2)
     batch, logged = make_batch((64, 64), (64, 64)), []
     with EventStorage() as storage:
         for _ in range(4):
             sum(model(batch).values()).backward()
+            if called:
+                model.log_gradients()
             names = {name for name, (_, i) in storage.latest().items() if i == storage.iter}
             logged.append({name.removeprefix("gradient/") for name in names if name.startswith("gradient/")})
             storage.step()
     all_of_them = {"segmentation_norm", "contrast_norm", "ratio", "cosine"}
-    assert logged == [set(), all_of_them, set(), all_of_them]  # each in the step after
+    assert logged == ([all_of_them, set()] * 2 if called else [set(), all_of_them] * 2)
 
 
 def test_balances_that_are_refused():
