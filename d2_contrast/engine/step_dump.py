@@ -61,7 +61,8 @@ def replay_step(path: str) -> list[str]:
         FileNotFoundError, ValueError: the file is missing, damaged or no such step.
     """
     content = read_torch(path)
-    if not isinstance(content, Mapping) or not {"config", "batches", "random_key"} <= content.keys():
+    needed = {"config", "iteration", "reason", "model", "batches", "random_key"}
+    if not isinstance(content, Mapping) or not needed <= content.keys():
         raise ValueError(f"{path} holds no training step: expected a file non_finite_*.pth that a run has written")
     cfg = default_config()
     cfg.merge_from_other_cfg(CfgNode.load_cfg(content["config"]))
@@ -69,7 +70,10 @@ def replay_step(path: str) -> list[str]:
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
-    model.load_state_dict(content["model"])
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not hold the weights of its network: {' '.join(str(error).split())}") from error
     amp_dtype = cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None
     batches, optimizer = content["batches"], build_optimizer(cfg, model)
     step = TrainStep(

@@ -37,6 +37,12 @@ def test_a_run_that_is_not_finite_can_be_looked_into(make_cfg, capsys, logged):
     again.resume_or_load(resume=True)
     assert again.start_iter == 2
 
+    damaged, name = torch.load(path, weights_only=True), "sem_seg_head.predictor.bias"
+    damaged["model"].pop(name)
+    torch.save(damaged, folder / "damaged.pth")
+    with pytest.raises(ValueError, match=f"damaged.pth does not hold the weights of its network: .*{name}"):
+        step_dump.replay_step(str(folder / "damaged.pth"))
+
     capsys.readouterr()
     torch.manual_seed(1)
     replay.main([str(path)])
@@ -72,7 +78,9 @@ def test_the_scale_of_the_loss_is_that_of_the_run(make_cfg, monkeypatch):
 
 def test_what_is_no_step(tmp_path, capsys):
     torch.save({"model": {}}, tmp_path / "model.pth")
-    for name, message in (("model.pth", "holds no training step"), ("none.pth", "no such file")):
+    torch.save({"config": "", "batches": [], "random_key": (0, 0)}, tmp_path / "part.pth")
+    part = ("part.pth", "holds no training step")
+    for name, message in (("model.pth", "holds no training step"), part, ("none.pth", "no such file")):
         with pytest.raises(SystemExit) as ended:
             replay.main([str(tmp_path / name)])
         assert ended.value.code == 2 and message in capsys.readouterr().err
