@@ -20,7 +20,7 @@ from ..arrivals import arrive
 from ..config_ranges import check_config, ungrouped_channels
 from ..data import build_test_loader, build_train_loader, find_stream
 from ..errors import explain
-from ..evaluation import build_evaluator, build_inference_model, claim_evaluation_folder
+from ..evaluation import build_evaluator, build_inference_model, claim_evaluation_folder, find_evaluation_folder
 from ..modeling import ContrastiveSegmentor
 from ..modeling.compilation import compile_network
 from ..output import write_text
@@ -52,7 +52,8 @@ class Trainer(DefaultTrainer):
         network: the segmentor, not wrapped for several processes.
         average: the moving average of its weights, or None.
         last_results: results of the last evaluation, on the main process; {} before it and elsewhere.
-        evaluation_folders: where they were written, by dataset; {} before.
+        evaluation_folders: where the last evaluation was written, by dataset, also one before the run was resumed; {}
+            before.
         seed: what the order of the data, its augmentation, and the random numbers of the steps follow from.
     """
 
@@ -137,6 +138,7 @@ class Trainer(DefaultTrainer):
             logger.warning("Nothing is left to train: SOLVER.MAX_ITER is %d", self.max_iter)
         else:
             self._go_on_in_data(checkpoint["trainer"].get("data"))
+        self.evaluation_folders = on_main_process(self._earlier_evaluations)
 
         self.cfg = keep_origin(self.cfg, changes)
         self.checkpointer.config = self.cfg.dump()
@@ -182,6 +184,11 @@ class Trainer(DefaultTrainer):
             "processes": comm.get_world_size(),
             "threads": torch.get_num_threads(),
         }
+
+    def _earlier_evaluations(self) -> dict[str, str]:
+        """The folders of the last evaluation that the run has before it goes on, by dataset."""
+        found = {name: find_evaluation_folder(self.cfg, name, self.start_iter) for name in self.cfg.DATASETS.TEST}
+        return {name: folder for name, folder in found.items() if folder is not None}
 
     def _go_on_in_data(self, before: dict | None) -> None:
         """Set the place in the data by what :meth:`data_state` gave when the checkpoint was written."""

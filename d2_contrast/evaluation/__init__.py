@@ -5,7 +5,7 @@ from .build import EVALUATOR_REGISTRY, build_evaluator
 from .calibration import Calibration, confidence_of, entropy_of
 from .cityscapes import CityscapesEvaluator
 from .confusion_evaluator import CONFUSION_FILE, RESULTS_FILE, ConfusionEvaluator, results_table
-from .folders import claim_evaluation_folder, evaluation_folder, hash_settings
+from .folders import claim_evaluation_folder, evaluation_folder, find_evaluation_folder, hash_settings
 from .inference import MultiViewInference, build_inference_model
 from .metrics import count_confusion, summarize_confusion
 from .submission import SubmissionWriter
@@ -27,6 +27,7 @@ __all__ = [
     "entropy_of",
     "claim_evaluation_folder",
     "evaluation_folder",
+    "find_evaluation_folder",
     "hash_settings",
     "build_inference_model",
     "count_confusion",

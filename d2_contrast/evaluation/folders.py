@@ -52,11 +52,7 @@ def claim_evaluation_folder(cfg: CfgNode, dataset_name: str, *, weights: str = "
         "iteration": iteration,
         "settings": hash_settings(cfg),
     }
-    base = evaluation_folder(cfg, dataset_name)
-    for number in count(1):
-        folder = base if number == 1 else f"{base}-{number}"
-        if not os.path.isdir(folder) or not os.listdir(folder) or _is_same(_read(folder), record):
-            break
+    folder = _first_for(cfg, record)
     found = _read(folder)
     if found.get("by") != "training" or not weights:
         if found != record:  # results stay as long as they are those of the record
@@ -64,6 +60,18 @@ def claim_evaluation_folder(cfg: CfgNode, dataset_name: str, *, weights: str = "
                 Path(folder, name).unlink(missing_ok=True)
         write_json(os.path.join(folder, RECORD), record)
     return folder
+
+
+def find_evaluation_folder(cfg: CfgNode, dataset_name: str, before: int) -> str | None:
+    """The folder of a run's own last evaluation in training on a dataset, None if there is none.
+
+    Args:
+        before: iteration that the run goes on with. An evaluation after it or a later one, which the run will do again,
+            does not count.
+    """
+    folder = _first_for(cfg, {"dataset": dataset_name, "by": "training"})
+    iteration = _read(folder).get("iteration")
+    return folder if isinstance(iteration, int) and iteration < before else None
 
 
 def hash_settings(cfg: CfgNode) -> str:
@@ -76,6 +84,13 @@ def hash_settings(cfg: CfgNode) -> str:
     solver = settings["SOLVER"]
     others = [solver["EMA"]["ENABLED"], solver["AMP"]["DTYPE"], settings["DATASETS"]["FOLDERS"]]
     return hashlib.sha256(json.dumps([model, test, sizes, others], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _first_for(cfg: CfgNode, record: dict) -> str:
+    """The first folder of a dataset that is free, or holds the evaluation of a record."""
+    base = evaluation_folder(cfg, record["dataset"])
+    folders = (base if number == 1 else f"{base}-{number}" for number in count(1))
+    return next(f for f in folders if not os.path.isdir(f) or not os.listdir(f) or _is_same(_read(f), record))
 
 
 def _is_same(found: dict, record: dict) -> bool:

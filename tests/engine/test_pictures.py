@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from d2_contrast.engine import setup, train
+from d2_contrast.engine import Trainer, setup, train
 
 
 def run(folder, output, *options):
@@ -41,3 +41,13 @@ def test_every_vis_period(trained_twins, tmp_path):
     with Image.open(folders[-1] / "predictions.png") as image:
         assert (shown[-1].width, shown[-1].height) == image.size
         assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_a_resumed_run_draws_the_confusion_that_it_had(make_cfg, run_folder):
+    """That of its last evaluation, before the next one."""
+    options = ["SOLVER.EMA.ENABLED", True, "SOLVER.MAX_ITER", 3, "VIS_PERIOD", 3]
+    trainer = Trainer(make_cfg(*options, resume=True))
+    assert trainer.evaluation_folders == {}
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    assert [path.name for path in (run_folder / "pictures" / "0000003").iterdir()] == ["confusion.png"]

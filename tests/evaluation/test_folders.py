@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from d2_contrast.config import load_config
-from d2_contrast.evaluation import claim_evaluation_folder, evaluation_folder
+from d2_contrast.evaluation import claim_evaluation_folder, evaluation_folder, find_evaluation_folder
 
 WINDOWS = ["TEST.SLIDING_WINDOW.ENABLED", "True", "TEST.SLIDING_WINDOW.SIZE", "[64, 96]"]
 WINDOWS += ["TEST.SLIDING_WINDOW.STRIDE", "[32, 48]"]
@@ -62,6 +62,16 @@ def test_results_are_those_of_the_record(make, tmp_path):
     assert all(path.exists() for path in results)
     claim_evaluation_folder(make(), "val", iteration=19)
     assert not any(path.exists() for path in results)
+
+
+def test_a_run_finds_its_own_evaluation(make, tmp_path):
+    """Not that of other weights, nor one that it will do again; a free folder stays free."""
+    assert find_evaluation_folder(make(), "val", 99) is None and not (tmp_path / "inference").exists()
+    claim_evaluation_folder(make(), "val", weights=str(tmp_path / "other/model_final.pth"), iteration=9)
+    assert find_evaluation_folder(make(), "val", 99) is None
+    folder = claim_evaluation_folder(make(), "val", iteration=9)
+    assert folder.endswith("val-2")
+    assert find_evaluation_folder(make(), "val", 10) == folder and find_evaluation_folder(make(), "val", 9) is None
 
 
 def test_datasets_whose_folders_have_one_name_do_not_meet(make, tmp_path):
