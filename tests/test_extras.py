@@ -85,7 +85,8 @@ def test_pictures_and_measures_need_an_extra(uninstall, package, user):
 
 
 def test_training_goes_on_without_pictures(uninstall, caplog):
-    uninstall("sklearn", users=[name for name in sys.modules if name.startswith("d2_contrast.visualize")])
+    names = ("d2_contrast._visualize", "d2_contrast.visualize")
+    uninstall("sklearn", users=[name for name in sys.modules if name.startswith(names)])
     cfg = default_config()
     cfg.VIS_PERIOD = 1
     logging.getLogger("d2_contrast").propagate = True
