@@ -1,5 +1,6 @@
 """Writing files whole or not at all, under names that differ."""
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,6 +9,12 @@ from pathlib import Path
 from typing import IO
 
 PARTIAL = ".partial"  # ends the name of a file that is being written
+
+
+def numbered(name: str) -> Iterator[str]:
+    """``name``, ``name-2``, ``name-3`` and so on, to choose from where some are taken."""
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
 
 
 @contextmanager

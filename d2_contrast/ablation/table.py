@@ -205,7 +205,8 @@ def _cells(table: Table) -> tuple[list[str], list[list[str]]]:
         row = [line.row, *([line.baseline or "-"] if len(baselines) > 1 else [])]
         row.append(f"{line.finished}" if line.finished == line.planned else f"{line.finished} of {line.planned}")
         for metric in table.metrics:
-            row.append(_score(line.summary(metric)) + _own_number(line.summary(metric), line))
+            summary = line.summary(metric)
+            row.append(_score(summary) + _own_number(summary, line))
             if baselines:
                 is_baseline = line.row in baselines and line.baseline is None
                 difference = line.differences[metric]

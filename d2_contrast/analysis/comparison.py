@@ -5,7 +5,6 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from ..engine.setup import check_datasets
 from ..evaluation import Calibration, build_evaluator, build_inference_model, confidence_of, entropy_of
 from ..evaluation.confusion_evaluator import predicted_classes
 from ..evaluation.features import NEIGHBOURS
-from ..output import write_text
+from ..output import numbered, write_text
 from ..tables import markdown_table, number, write_json
 from ..visualize import Sample, draw_anchors, draw_predictions, read_metrics
 from ..visualize.curves import Series, is_of_anchors, last_anchors
@@ -217,9 +216,8 @@ def _folders(names: Iterable[str], parent: Path) -> dict[str, Path]:
     """A folder for each run. Different names may be alike as names of files."""
     folders: dict[str, Path] = {}
     for name in names:
-        base = as_file_name(name)
-        numbered = (parent / (base if number == 1 else f"{base}-{number}") for number in count(1))
-        folders[name] = next(folder for folder in numbered if folder not in folders.values())
+        candidates = (parent / candidate for candidate in numbered(as_file_name(name)))
+        folders[name] = next(folder for folder in candidates if folder not in folders.values())
     return folders
 
 

@@ -4,12 +4,12 @@ import hashlib
 import json
 import os
 import re
-from itertools import count
 from pathlib import Path
 
 import yaml
 from detectron2.config import CfgNode
 
+from ..output import numbered
 from ..tables import write_json
 from .confusion_evaluator import CONFUSION_FILE, RESULTS_FILE
 
@@ -88,8 +88,7 @@ def hash_settings(cfg: CfgNode) -> str:
 
 def _first_for(cfg: CfgNode, record: dict) -> str:
     """The first folder of a dataset that is free, or holds the evaluation of a record."""
-    base = evaluation_folder(cfg, record["dataset"])
-    folders = (base if number == 1 else f"{base}-{number}" for number in count(1))
+    folders = numbered(evaluation_folder(cfg, record["dataset"]))
     return next(f for f in folders if not os.path.isdir(f) or not os.listdir(f) or _is_same(_read(f), record))
 
 
